@@ -1,0 +1,1 @@
+"""Semantic segmentation in plain PyTorch: U-Net, SegFormer and their weighted average."""

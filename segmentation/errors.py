@@ -1,0 +1,5 @@
+"""The one exception a user is meant to read."""
+
+
+class BadInput(ValueError):
+    """Bad input: one sentence that says what is wrong, in which file, and what to do. Scripts print it and exit with 2."""
