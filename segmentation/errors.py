@@ -2,4 +2,4 @@
 
 
 class BadInput(ValueError):
-    """Bad input: one sentence that says what is wrong, in which file, and what to do. Scripts print it and exit with 2."""
+    """One sentence that says what is wrong, in which file, and what to do. Scripts print it and exit with 2."""

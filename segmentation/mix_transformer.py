@@ -1,0 +1,219 @@
+"""Mix Transformer (MiT), the hierarchical encoder of SegFormer.
+
+Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021,
+arXiv:2105.15203: section 3.1, the left half of figure 2, sizes of table 6 (with the published weights' MLP ratio 4).
+
+What differs from the paper's text is the memory, not the mathematics. Every feature map is N x H x W x C, which is at
+once the token sequence N x (HW) x C of the attention and the channels-last image of the convolutions, so nothing is
+ever transposed; the sequence reduction is a matrix product over patches, as its strided convolution computes it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# variant: (channels C_i, depths L_i); heads, reductions and the MLP ratio are the same in all six
+VARIANTS = {
+    "b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
+    "b1": ((64, 128, 320, 512), (2, 2, 2, 2)),
+    "b2": ((64, 128, 320, 512), (3, 4, 6, 3)),
+    "b3": ((64, 128, 320, 512), (3, 4, 18, 3)),
+    "b4": ((64, 128, 320, 512), (3, 8, 27, 3)),
+    "b5": ((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+HEADS = (1, 2, 5, 8)
+REDUCTIONS = (8, 4, 2, 1)
+MLP_RATIO = 4
+
+# The published encoders were trained with eps 1e-6 in the norms of blocks and stages and 1e-5 after patch merging and
+# sequence reduction. transformers evaluates the same files with 1e-5 everywhere, and so does what
+# `SegFormer.from_huggingface` returns.
+BLOCK_NORM_EPS = 1e-6
+
+
+def keyed_uniform(keys: Tensor, salt: int, shape: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in [0, 1), N x *shape float32, drawn from each image's own key (N, int64) and the layer's salt.
+
+    A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number generators", 2014):
+    an image's numbers depend on neither its batch nor its rank.
+    """
+
+    def mix(x: Tensor) -> Tensor:
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+        return x ^ ((x >> 31) & (2**33 - 1))
+
+    golden = -0x61C8864680B583EB
+    counter = torch.arange(math.prod(shape), device=keys.device) * golden
+    bits = mix(mix(keys + salt * golden % 2**62)[:, None] + counter)
+    return ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24).view(len(keys), *shape)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is drawn per image from its key, so that 1 and N ranks draw the same. Off in eval mode.
+
+    With `whole_image` one number decides for the image's whole branch: stochastic depth (Huang et al., 2016).
+    """
+
+    def __init__(self, p: float, salt: int, whole_image: bool = False):
+        super().__init__()
+        self.p, self.salt, self.whole_image = p, salt, whole_image
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """x: N x ...; keys: N int64, or None to draw them from torch's generator. The same shape as x."""
+        if self.p == 0 or not self.training:
+            return x
+        if keys is None:
+            keys = torch.randint(2**62, (len(x),), device=x.device)
+        shape = (1,) * (x.dim() - 1) if self.whole_image else tuple(x.shape[1:])
+        return x * (keyed_uniform(keys, self.salt, shape) >= self.p) / (1 - self.p)
+
+
+class OverlapPatchMerging(nn.Module):
+    """A strided convolution whose kernel is larger than its stride, then LayerNorm (section 3.1)."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int):
+        super().__init__()
+        self.merge = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x H x W x C_in -> N x ceil(H / stride) x ceil(W / stride) x C."""
+        x = self.merge(x.permute(0, 3, 1, 2))  # N x C x H/s x W/s, channels last in memory
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class EfficientSelfAttention(nn.Module):
+    """Multi-head self-attention whose keys and values come from a sequence R^2 times shorter (equations 1 and 2)."""
+
+    def __init__(self, channels: int, heads: int, reduction: int):
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        if reduction > 1:
+            self.reduce = nn.Linear(reduction**2 * channels, channels)
+            self.norm = nn.LayerNorm(channels)
+        self.project = nn.Linear(channels, channels)
+
+    def reduce_sequence(self, x: Tensor) -> Tensor:
+        """Equation 2: N x H x W x C -> N x (H // R) x (W // R) x C; what R does not divide is dropped."""
+        N, H, W, C = x.shape
+        R, h, w = self.reduction, H // self.reduction, W // self.reduction
+        x = x[:, : h * R, : w * R].reshape(N, h, R, w, R, C)
+        x = x.transpose(2, 3).reshape(N, h, w, R * R * C)
+        return self.norm(self.reduce(x))  # N x h x w x C
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x H x W x C -> the same. Equation 1: softmax(Q K^T / sqrt(d)) V in each head."""
+        N, H, W, C = x.shape
+        query = self.query(x).view(N, H * W, self.heads, -1).transpose(1, 2)  # N x heads x HW x d
+        if self.reduction > 1:
+            x = self.reduce_sequence(x)
+        key_value = self.key_value(x).view(N, -1, 2, self.heads, C // self.heads)
+        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)  # N x heads x HW/R^2 x d, each
+        x = F.scaled_dot_product_attention(query, key, value)
+        x = x.transpose(1, 2).reshape(N, H, W, C)
+        return self.project(x)
+
+
+class MixFFN(nn.Module):
+    """Equation 3 without its residual: MLP, a 3x3 depthwise convolution that tells positions apart, GELU, MLP."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = MLP_RATIO * channels
+        self.expand = nn.Linear(channels, hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.contract = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x H x W x C -> the same."""
+        x = self.expand(x).permute(0, 3, 1, 2)  # N x 4C x H x W, channels last in memory
+        x = self.mix(x).permute(0, 2, 3, 1)  # N x H x W x 4C
+        return self.contract(F.gelu(x))
+
+
+class Block(nn.Module):
+    """Attention and Mix-FFN, each normalised before and added to its input."""
+
+    def __init__(self, channels: int, heads: int, reduction: int, norm_eps: float, drop_path: float, salt: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, norm_eps)
+        self.attention = EfficientSelfAttention(channels, heads, reduction)
+        self.drop_path1 = KeyedDropout(drop_path, salt, whole_image=True)
+        self.norm2 = nn.LayerNorm(channels, norm_eps)
+        self.ffn = MixFFN(channels)
+        self.drop_path2 = KeyedDropout(drop_path, salt + 1, whole_image=True)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """N x H x W x C -> the same."""
+        x = x + self.drop_path1(self.attention(self.norm1(x)), keys)
+        return x + self.drop_path2(self.ffn(self.norm2(x)), keys)
+
+
+class Stage(nn.Module):
+    """One level of the hierarchy: patch merging, L_i blocks, LayerNorm."""
+
+    def __init__(self, merging: OverlapPatchMerging, blocks: list[Block], norm: nn.LayerNorm):
+        super().__init__()
+        self.merging, self.blocks, self.norm = merging, nn.ModuleList(blocks), norm
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """N x H x W x C_in -> N x H/s x W/s x C_i."""
+        x = self.merging(x)
+        for block in self.blocks:
+            x = block(x, keys)
+        return self.norm(x)
+
+
+class MixTransformer(nn.Module):
+    """MiT-b0 to b5. `drop_path` is the last block's rate of stochastic depth, grown linearly from 0 (paper: 0.1)."""
+
+    def __init__(
+        self, variant: str = "b0", in_channels: int = 3, drop_path: float = 0.0, norm_eps: float = BLOCK_NORM_EPS
+    ):
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown MiT variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+        self.channels, depths = VARIANTS[variant]
+        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        stages, previous, block = [], in_channels, 0
+        for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
+            merging = OverlapPatchMerging(previous, channels, *((7, 4) if i == 0 else (3, 2)))
+            blocks = [
+                Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rates[n], salt=2 * n)
+                for n in range(block, block + depth)
+            ]
+            stages.append(Stage(merging, blocks, nn.LayerNorm(channels, norm_eps)))
+            previous, block = channels, block + depth
+        self.stages = nn.ModuleList(stages)
+        self.apply(initialise)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, keys: Tensor | None = None) -> list[Tensor]:
+        """Normalised image N x C x H x W, H and W >= 32 -> [f1, f2, f3, f4], f_i N x C_i x H/s x W/s, s = 4, 8, 16, 32.
+
+        Sizes are rounded up. keys: N int64, the seeds of stochastic depth, one an image (None: torch's generator).
+        """
+        if min(image.shape[-2:]) < 32:
+            raise ValueError(f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least")
+        x, features = image.permute(0, 2, 3, 1), []
+        for stage in self.stages:
+            x = stage(x, keys)
+            features.append(x.permute(0, 3, 1, 2))  # a view: channels last in memory
+        return features
+
+
+def initialise(module: nn.Module) -> None:
+    """Start of training from random weights."""
+    if isinstance(module, nn.Linear):  # small enough for every residual branch to start near zero
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):  # keeps the variance of what it passes on (He et al., 2015), per output
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,128 @@
+"""SegFormer: the Mix Transformer encoder and a decoder that brings its four scales together.
+
+Xie et al., 2021, arXiv:2105.15203, figure 2. `MLPDecoder` is the paper's all-MLP head (section 3.2, equation 4),
+`ConvDecoder` this project's own: learnable upsampling from scale to scale, a final convolution instead of the last MLP.
+
+The paper upsamples four maps of D channels to 1/4, concatenates them and mixes 4D channels there. A 1x1 convolution and
+a bilinear upsampling commute (one acts on channels, the other on positions, with weights that sum to one), so here each
+scale is mixed at its own size, projection and fusion multiplied into one matrix, then upsampled and added: the same
+function and the same gradients for a fraction of the work. The parameters stay those of the paper.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ends import Normalise, start_undecided
+from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, MixTransformer, initialise
+
+
+class MLPDecoder(nn.Module):
+    """The paper's all-MLP decoder (equation 4) with the normalisation and ReLU of its published weights."""
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Linear(c, width) for c in channels)
+        self.fuse = nn.Linear(len(channels) * width, width, bias=False)  # its inputs: scale 1/4 first
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = KeyedDropout(dropout, salt=-1)
+        self.classify = nn.Linear(width, num_classes)
+        self.apply(initialise)
+        start_undecided(self.classify)
+
+    def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
+        """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
+        size = features[0].shape[-2:]
+        mixes = self.fuse.weight.chunk(len(features), dim=1)  # width x width, one a scale
+        total: Tensor | None = None
+        for feature, project, mix in zip(features, self.project, mixes, strict=True):
+            x = F.linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
+            x = x.permute(0, 3, 1, 2)
+            total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
+        x = self.dropout(F.relu(self.norm(total)), keys)
+        return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvDecoder(nn.Module):
+    """From coarse to fine: upsample by a transposed convolution, add the next scale's projection, normalise, ReLU.
+
+    The transposed convolutions are depthwise and start as bilinear interpolation; a 3x3 convolution makes the logits.
+    """
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Linear(c, width) for c in channels)
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False) for _ in channels[1:]
+        )
+        self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
+        self.dropout = KeyedDropout(dropout, salt=-1)
+        self.classify = nn.Conv2d(width, num_classes, 3, padding=1)
+        self.apply(initialise)
+        for upsample in self.upsample:
+            upsample.weight.data.copy_(bilinear_kernel())
+        start_undecided(self.classify)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
+        """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
+        maps = [p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for p, f in zip(self.project, features, strict=True)]
+        x = maps.pop()
+        for upsample, norm in zip(self.upsample, self.norm, strict=True):
+            finer = maps.pop()
+            h, w = finer.shape[-2:]
+            x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
+            x = F.relu(norm(x + finer))
+        return self.classify(self.dropout(x, keys))
+
+
+def bilinear_kernel() -> Tensor:
+    """1 x 1 x 4 x 4: a transposed convolution of stride 2 that interpolates bilinearly, each side (1, 3, 3, 1) / 4."""
+    side = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    return torch.outer(side, side)[None, None]
+
+
+DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
+
+
+class SegFormer(nn.Module):
+    """Image -> encoder -> decoder -> class logits at the image's size.
+
+    `drop_path` (stochastic depth in the encoder) and `dropout` (before the classifier) are 0.1 in the paper's training.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        variant: str = "b0",
+        decoder: str = "conv",
+        in_channels: int = 3,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        norm_eps: float = BLOCK_NORM_EPS,
+    ):
+        super().__init__()
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
+        self.normalise = Normalise(in_channels)
+        self.encoder = MixTransformer(variant, in_channels, drop_path, norm_eps)
+        width = 256 if variant in ("b0", "b1") else 768  # table 6
+        self.decoder = DECODERS[decoder](self.encoder.channels, num_classes, width, dropout)
+
+    def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
+        """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W.
+
+        keys: N int64, the seeds of dropout and stochastic depth, one an image (None: torch's generator).
+        """
+        features = self.encoder(self.normalise(image), keys)
+        logits = self.decoder(features, keys)
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear")
+
+    @classmethod
+    def from_huggingface(cls, path: str | Path) -> "SegFormer":
+        """A full SegFormer as Hugging Face saves it; see `pretrained.segformer_from_huggingface`."""
+        from .pretrained import segformer_from_huggingface
+
+        return segformer_from_huggingface(path)

@@ -1,0 +1,78 @@
+"""U-Net on the stages of torchvision's ResNet18.
+
+Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, arXiv:1505.04597, figure 1:
+a contracting path, an expansive path of transposed convolutions, and skips that carry each resolution across. The
+contracting path is ResNet18 (He et al., 2016, arXiv:1512.03385, table 1) without its classifier. What differs from
+figure 1: convolutions are padded and normalised, one an expansion, and the expansive path ends at half the image's
+size, where the logits are made and interpolated.
+"""
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from .ends import Normalise, start_undecided
+
+
+class ResNet18Encoder(nn.Module):
+    """The five stages of ResNet18, each half the size of the one before; parameter names are torchvision's."""
+
+    channels = (64, 64, 128, 256, 512)
+
+    def __init__(self, in_channels: int = 3):
+        super().__init__()
+        resnet = torchvision.models.resnet18(weights=None)
+        if in_channels != 3:
+            resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Normalised image N x C x H x W -> five maps of strides 2, 4, 8, 16, 32 and 64, 64, 128, 256, 512 channels."""
+        features = [F.relu(self.bn1(self.conv1(image)))]
+        features.append(self.layer1(self.maxpool(features[-1])))
+        for layer in (self.layer2, self.layer3, self.layer4):
+            features.append(layer(features[-1]))
+        return features
+
+
+class Expansion(nn.Module):
+    """A step of the expansive path: upsample by a transposed convolution, append the skip, convolve."""
+
+    def __init__(self, in_channels: int, skip_channels: int, channels: int):
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
+        self.conv = nn.Conv2d(channels + skip_channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """N x C_in x h x w and the skip N x C_skip x H x W, h = ceil(H / 2) -> N x C x H x W."""
+        x = self.upsample(x)[..., : skip.shape[-2], : skip.shape[-1]]
+        return F.relu(self.norm(self.conv(torch.cat((x, skip), dim=1))))
+
+
+class ResNet18UNet(nn.Module):
+    """U-Net with a ResNet18 encoder."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3):
+        super().__init__()
+        self.normalise = Normalise(in_channels)
+        self.encoder = ResNet18Encoder(in_channels)
+        skips = self.encoder.channels[-2::-1]  # 256, 128, 64, 64
+        widths = (256, 128, 64, 32)
+        self.decoder = nn.ModuleList(
+            Expansion(*sizes) for sizes in zip((self.encoder.channels[-1], *widths), skips, widths, strict=False)
+        )
+        self.classify = nn.Conv2d(widths[-1], num_classes, 1)
+        start_undecided(self.classify)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
+        """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W. keys: unused, nothing is drawn here."""
+        if min(image.shape[-2:]) < 32:
+            raise ValueError(f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least")
+        *skips, x = self.encoder(self.normalise(image))
+        for expansion in self.decoder:
+            x = expansion(x, skips.pop())
+        return F.interpolate(self.classify(x), size=image.shape[-2:], mode="bilinear")
