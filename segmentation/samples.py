@@ -1,0 +1,101 @@
+"""Training samples, their order and the loader: every draw is keyed by (seed, epoch, index), not by rank or worker."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segmentation.errors import BadInput
+from segmentation.transforms import draw_augmentation, draw_crop, transform_pair
+
+
+class TrainingSamples(Dataset):
+    """The images of a split once each, then `augment` extra samples, each a random image under a random augmentation.
+
+    data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) -> uint8 labels. crop: (h, w)
+    of a random window of every sample, or None for whole images, which must then all have one size (else BadInput).
+    """
+
+    def __init__(self, data: Any, split: str, *, crop: tuple[int, int] | None, augment: int, seed: int) -> None:
+        self.data, self.names = data, list(data.splits[split])
+        self.crop, self.augment, self.seed = crop, augment, seed
+        if not self.names:
+            raise BadInput(f"the split {split!r} has no images; put some there or choose another split")
+        if crop is None:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        first, *others = self.names
+        size = self.data.image(first).shape[:2]
+        for name in others:
+            other = self.data.image(name).shape[:2]
+            if other != size:
+                raise BadInput(
+                    f"{name} has {other[0]} x {other[1]} pixels but {first} has {size[0]} x {size[1]}, and a batch "
+                    "needs one size; use --crop H W for random windows or --image-size H W to resize all images"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names) + self.augment
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """(epoch, index) -> image uint8 3 x h x w, mask uint8 h x w, key (63 bits, of seed, epoch and index), name."""
+        epoch, index = key
+        generator = np.random.default_rng([self.seed, epoch, index])
+        sample_key = int(generator.integers(2**63))
+        if index < len(self.names):
+            name, draw = self.names[index], draw_crop(generator)
+        else:
+            name, draw = self.names[generator.integers(len(self.names))], draw_augmentation(generator)
+        image, mask = transform_pair(self.data.image(name), self.data.mask(name), draw, self.crop)
+        return {"image": image, "mask": mask, "key": sample_key, "name": name}
+
+
+class EpochOrder(Sampler[list[tuple[int, int]]]):
+    """This rank's slice of every global batch of an epoch, as lists of (epoch, index).
+
+    Slices are contiguous and their sizes differ by at most one: joined over ranks they are the batch of one process.
+    The last partial batch is dropped. BadInput if no full batch is left, or if a rank would get none of a batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size < world:
+            raise BadInput(
+                f"--batch-size {batch_size} is smaller than the {world} ranks that share it; "
+                f"use --batch-size {world} or more, or fewer ranks"
+            )
+        if count < batch_size:
+            raise BadInput(
+                f"{count} training samples do not fill one batch of {batch_size}; "
+                f"use --batch-size {count} or less, or a larger --augment"
+            )
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and the first step of it to give (a resumed run has done those before)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # No sample has the index `count`, so the order shares no stream with a sample.
+        order = np.random.default_rng([self.seed, self.epoch, self.count]).permutation(self.count).tolist()
+        for step in range(self.start, self.count // self.batch_size):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in batch[self.slice]]
+
+
+def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader:
+    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, name list of N. A worker runs one thread."""
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

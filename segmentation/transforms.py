@@ -1,0 +1,120 @@
+"""Joint augmentation: one draw of parameters per pair, one map from output to source, one sampling of image and mask.
+
+Positions are continuous (x, y) in pixels: pixel i covers [i, i + 1) and its centre is i + 0.5. Flips, rotation,
+centred crop, resizing back and the random window compose into one affine map, so a pixel is interpolated once, and only
+the part of the source that the window shows is read (sources may be memory maps of frames too large to decode).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What happens to one pair, in this order; the defaults leave it as it is.
+
+    degrees: rotation about the centre, counter-clockwise as seen; part: the centred part of each side that is shown,
+    resized back to the full size; position: where a crop lies, (vertical, horizontal) in [0, 1).
+    """
+
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    degrees: float = 0.0
+    part: float = 1.0
+    position: tuple[float, float] = (0.5, 0.5)
+
+    @property
+    def only_shifts(self) -> bool:
+        return not (self.flip_horizontal or self.flip_vertical or self.degrees) and self.part == 1.0
+
+
+def draw_crop(generator: np.random.Generator) -> Draw:
+    """A random window of the untouched pair."""
+    return Draw(position=tuple(generator.random(2)))
+
+
+def draw_augmentation(generator: np.random.Generator) -> Draw:
+    """Flips with p = 0.5, rotation uniform in [-30, 30] degrees, then the central 0.7, which hides the corners."""
+    horizontal, vertical = generator.random(2) < 0.5
+    degrees = generator.uniform(-30.0, 30.0)
+    return Draw(bool(horizontal), bool(vertical), degrees, 0.7, tuple(generator.random(2)))
+
+
+def window_corner(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of a crop of a view; negative where the view is smaller and lies somewhere inside the crop."""
+    room = np.subtract(size, crop)
+    top, left = np.sign(room) * np.floor(np.multiply(draw.position, np.abs(room) + 1)).astype(int)
+    return int(top), int(left)
+
+
+def source_map(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> np.ndarray:
+    """2 x 3 matrix from (x, y, 1) in the output to (x, y) in a source of `size`: every step undone, the last first."""
+    centre = np.array([size[1], size[0]]) / 2
+    cos, sin = np.cos(np.deg2rad(draw.degrees)), np.sin(np.deg2rad(draw.degrees))
+    flips = np.diag([-1.0 if draw.flip_horizontal else 1.0, -1.0 if draw.flip_vertical else 1.0])
+    linear = flips @ np.array([[cos, -sin], [sin, cos]]) * draw.part
+    corner = np.array(window_corner(draw, size, crop)[::-1])
+    return np.column_stack([linear, centre + linear @ (corner - centre)])
+
+
+def transform_pair(
+    image: np.ndarray, mask: np.ndarray, draw: Draw, crop: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply one draw to image and mask.
+
+    image: uint8 H x W x 3; mask: uint8 labels of the same field of view, of any size. Returns uint8 3 x h x w and
+    h x w, where (h, w) is `crop` or the image's size: the image bilinear, the mask nearest. Outside the source the
+    image repeats its edge, which makes no border that a whole image would not have, and the mask is 255.
+    """
+    size = image.shape[:2]
+    crop = crop or size
+    if draw.only_shifts:
+        corner = window_corner(draw, size, crop)
+        pixels, _ = _copy_window(image, size, corner, crop)
+        labels, outside = _copy_window(mask, size, corner, crop)
+        labels[outside] = IGNORED
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)
+    to_image = source_map(draw, size, crop)
+    to_mask = to_image * np.array([[mask.shape[1] / size[1]], [mask.shape[0] / size[0]]])
+    block, grid = _block_and_grid(image, to_image, crop)
+    block = block.permute(2, 0, 1).float()[None]
+    view = F.grid_sample(block, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    block, grid = _block_and_grid(mask, to_mask, crop)
+    # The only outside value grid_sample knows is 0: sampled as 255 - label, it comes back as 255.
+    block = (IGNORED - block).float()[None, None]
+    unlabelled = F.grid_sample(block, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
+    return view.add_(0.5).to(torch.uint8), (IGNORED - unlabelled).to(torch.uint8)
+
+
+def _copy_window(
+    source: np.ndarray, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window of a view of `size`, copied exactly (nearest if the source has another size), and where it is outside."""
+    rows, columns = (first + np.arange(length) for first, length in zip(corner, crop, strict=True))
+    outside = ((rows < 0) | (rows >= size[0]))[:, None] | (columns < 0) | (columns >= size[1])
+    # The nearest index, floor((i + 1/2) * own / side), in integers.
+    rows = (2 * rows.clip(0, size[0] - 1) + 1) * source.shape[0] // (2 * size[0])
+    columns = (2 * columns.clip(0, size[1] - 1) + 1) * source.shape[1] // (2 * size[1])
+    block = np.asarray(source[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return block.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1), outside
+
+
+def _block_and_grid(source: np.ndarray, matrix: np.ndarray, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The block of the source that a window can touch, and grid_sample's positions in that block, 1 x h x w x 2."""
+    height, width = crop
+    limit = np.array([source.shape[1], source.shape[0]])
+    corners = matrix @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    low = np.clip(np.floor(corners.min(axis=1)).astype(int) - 1, 0, limit - 1)
+    high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low + 1, limit)
+    block = torch.from_numpy(np.array(source[low[1] : high[1], low[0] : high[0]]))
+    # Relative to the block before float32, so that large sources lose no precision; -1 and 1 are its outer edges.
+    scale = 2 / (high - low)
+    columns = np.outer(np.arange(width) + 0.5, matrix[:, 0]) * scale
+    rows = (np.outer(np.arange(height) + 0.5, matrix[:, 1]) + matrix[:, 2] - low) * scale - 1
+    grid = torch.from_numpy(rows.astype(np.float32))[:, None] + torch.from_numpy(columns.astype(np.float32))[None]
+    return block, grid[None]
