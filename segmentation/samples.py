@@ -91,7 +91,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader:
-    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, name list of N. A worker runs one thread."""
+    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names. A worker has one thread."""
     return DataLoader(
         samples,
         batch_sampler=order,

@@ -39,7 +39,7 @@ def draw_crop(generator: np.random.Generator) -> Draw:
 
 
 def draw_augmentation(generator: np.random.Generator) -> Draw:
-    """Flips with p = 0.5, rotation uniform in [-30, 30] degrees, then the central 0.7, which hides the corners."""
+    """Flips with p = 0.5, rotation uniform in [-30, 30] degrees, then the central 0.7: few empty corners are left."""
     horizontal, vertical = generator.random(2) < 0.5
     degrees = generator.uniform(-30.0, 30.0)
     return Draw(bool(horizontal), bool(vertical), degrees, 0.7, tuple(generator.random(2)))
@@ -94,7 +94,7 @@ def transform_pair(
 def _copy_window(
     source: np.ndarray, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A window of a view of `size`, copied exactly (nearest if the source has another size), and where it is outside."""
+    """A window of a view of `size`, copied (nearest if the source has another size), and where it lies outside."""
     rows, columns = (first + np.arange(length) for first, length in zip(corner, crop, strict=True))
     outside = ((rows < 0) | (rows >= size[0]))[:, None] | (columns < 0) | (columns >= size[1])
     # The nearest index, floor((i + 1/2) * own / side), in integers.

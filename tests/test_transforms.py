@@ -1,0 +1,164 @@
+"""One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as V
+
+from segmentation.transforms import Draw, draw_augmentation, draw_crop, transform_pair
+
+
+def random_pair(height, width, seed=0):
+    generator = np.random.default_rng(seed)
+    image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return image, generator.integers(0, 12, (height, width), dtype=np.uint8)
+
+
+def same(outputs, image, mask):
+    return np.array_equal(outputs[0].permute(1, 2, 0), image) and np.array_equal(outputs[1], mask)
+
+
+def test_no_change_is_an_exact_copy():
+    image, mask = random_pair(37, 53)
+    view, labels = transform_pair(image, mask, Draw())
+    assert view.dtype == labels.dtype == torch.uint8 and view.is_contiguous()
+    assert same((view, labels), image, mask)
+    assert same(transform_pair(image, mask, Draw(position=(0, 0.999)), (20, 30)), image[:20, -30:], mask[:20, -30:])
+
+
+def test_a_full_turn_through_the_interpolation_is_the_identity():
+    image, mask = random_pair(37, 53)
+    assert same(transform_pair(image, mask, Draw(degrees=360.0)), image, mask)
+    window = slice(8, 28), slice(0, 30)
+    draw = Draw(degrees=360.0, position=(0.48, 0))
+    assert same(transform_pair(image, mask, draw, (20, 30)), image[window], mask[window])
+
+
+def test_flips_are_numpys_and_twice_is_the_identity():
+    image, mask = random_pair(30, 41)
+    for draw, axes in ((Draw(True, False), 1), (Draw(False, True), 0), (Draw(True, True), (0, 1))):
+        view, labels = transform_pair(image, mask, draw)
+        assert same((view, labels), np.flip(image, axes), np.flip(mask, axes))
+        assert same(transform_pair(view.permute(1, 2, 0).numpy(), labels.numpy(), draw), image, mask)
+
+
+def test_rotation_of_one_pixel_by_hand():
+    # Centre (150, 100). Pixel (190, 100) has its centre 40.5 right of it and 0.5 below. 30 degrees counter-clockwise:
+    # right 40.5 cos 30 + 0.5 sin 30 = 35.32, down 0.5 cos 30 - 40.5 sin 30 = -19.82, so at (185.32, 80.18).
+    image, mask = np.zeros((200, 300, 3), np.uint8), np.zeros((200, 300), np.uint8)
+    image[100, 190], mask[100, 190] = 200, 7
+    view, labels = transform_pair(image, mask, Draw(degrees=30.0))
+    assert divmod(int(view[0].argmax()), 300) == (80, 185)
+    assert labels[80, 185] == 7
+    # A flip comes before the rotation: the pixel is then 40.5 left, and lands at (114.93 + 0.25, 120.25 + 0.43).
+    view, _ = transform_pair(image, mask, Draw(flip_horizontal=True, degrees=30.0))
+    assert divmod(int(view[0].argmax()), 300) == (120, 115)
+
+
+def test_quarter_turn_of_a_wide_image():
+    image, mask = random_pair(4, 8)
+    view, labels = transform_pair(image, mask, Draw(degrees=90.0))
+    assert same((view[:, :, 2:6], labels[:, 2:6]), np.rot90(image[:, 2:6]), np.rot90(mask[:, 2:6]))
+    assert (labels[:, :2] == 255).all() and (labels[:, 6:] == 255).all()
+
+
+def test_rotation_agrees_with_torchvision():
+    generator = np.random.default_rng(0)
+    mask = generator.integers(0, 12, (9, 12), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    image = np.stack([mask * 20] * 3, -1)
+    view, labels = transform_pair(image, mask, Draw(degrees=-17.0))
+    expected = V.rotate(torch.from_numpy(mask)[None], -17.0, InterpolationMode.NEAREST, fill=255)[0]
+    assert (labels == expected).float().mean() > 0.999
+    expected = V.rotate(torch.from_numpy(image).permute(2, 0, 1), -17.0, InterpolationMode.BILINEAR)
+    inside = labels != 255
+    inside[1:-1, 1:-1] &= (labels[:-2, 1:-1] != 255) & (labels[2:, 1:-1] != 255)
+    assert ((view.int() - expected.int()).abs()[:, inside] <= 1).float().mean() > 0.99
+
+
+def test_the_centred_part_is_enlarged_by_hand_numbers():
+    # Half of 8 columns: output column k shows source position 2.25 + k / 2; a ramp of 8 i is there 8 (1.75 + k / 2).
+    image = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
+    _, mask = random_pair(8, 8)
+    view, labels = transform_pair(image, mask, Draw(part=0.5))
+    assert view[0, 3].tolist() == [14 + 4 * k for k in range(8)]
+    assert np.array_equal(labels, mask[2:6, 2:6].repeat(2, 0).repeat(2, 1))
+
+
+def test_a_small_image_lies_whole_inside_the_crop():
+    image, mask = random_pair(20, 50)
+    tops = set()
+    for seed in range(20):
+        view, labels = transform_pair(image, mask, draw_crop(np.random.default_rng(seed)), (32, 32))
+        top = int((labels != 255).any(1).int().argmax())
+        tops.add(top)
+        assert (labels != 255).sum() == 20 * 32 and (labels[top : top + 20] != 255).all()
+        assert (view[:, :top] == view[:, top : top + 1]).all() and (
+            view[:, top + 20 :] == view[:, top + 19, None]
+        ).all()
+
+
+def test_image_and_mask_agree_under_every_draw():
+    generator = np.random.default_rng(1)
+    mask = generator.integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)[:93, :139]
+    # The second channel marks pixels beside a border: away from them bilinear and nearest must give the same label.
+    border = np.zeros_like(mask)
+    for axis in (0, 1):
+        for step in (1, -1):
+            border[mask != np.roll(mask, step, axis)] = 255
+    image = np.stack([mask * 20, border, border], -1)
+    for seed in range(500):
+        draw = draw_augmentation(np.random.default_rng(seed))
+        view, labels = transform_pair(image, mask, draw, (64, 64) if seed % 2 else None)
+        comparable = (view[1] == 0) & (labels != 255)
+        assert comparable.float().mean() > 0.4
+        assert torch.equal(view[0][comparable], labels[comparable] * 20)
+        assert set(labels.unique().tolist()) <= {*np.unique(mask).tolist(), 255}
+
+
+@pytest.mark.parametrize("crop", [(24, 24), (80, 30), None])
+def test_labels_stay_exact_whatever_the_mask_size(crop):
+    image, _ = random_pair(40, 60)
+    for seed, size in enumerate([(40, 60), (20, 30), (120, 180), (33, 47)] * 25):
+        mask = np.random.default_rng(seed).choice(np.array([0, 3, 200], np.uint8), size)
+        for draw in (draw_augmentation(np.random.default_rng(seed)), draw_crop(np.random.default_rng(seed))):
+            view, labels = transform_pair(image, mask, draw, crop)
+            assert tuple(labels.shape) == tuple(view.shape[1:]) == (crop or (40, 60))
+            assert set(labels.unique().tolist()) <= {0, 3, 200, 255}
+
+
+def test_a_finer_mask_of_the_same_labels_gives_the_same_labels():
+    image, mask = random_pair(40, 60)
+    for draw in [Draw(), *(draw_augmentation(np.random.default_rng(seed)) for seed in range(20))]:
+        labels = transform_pair(image, mask, draw, (30, 30))[1]
+        finer = transform_pair(image, mask.repeat(3, 0).repeat(3, 1), draw, (30, 30))[1]
+        assert (finer == labels).float().mean() > 0.995
+
+
+def test_draws_cover_their_ranges():
+    draws = [draw_augmentation(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    degrees = np.array([draw.degrees for draw in draws])
+    assert -30 <= degrees.min() < -29 and 29 < degrees.max() <= 30 and abs(degrees.mean()) < 1.5
+    assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
+    assert abs(np.mean([draw.flip_vertical for draw in draws]) - 0.5) < 0.05
+    assert {draw.part for draw in draws} == {0.7}
+
+
+class Frame:
+    """A frame too large to decode per sample, that counts what is read of it."""
+
+    def __init__(self, *shape):
+        self.shape, self.read = shape, 0
+
+    def __getitem__(self, window):
+        block = np.zeros([s.stop - s.start for s in window] + list(self.shape[2:]), np.uint8)
+        self.read += block.size
+        return block
+
+
+def test_only_the_window_is_read():
+    for seed in range(50):
+        for draw, side in ((draw_crop, 256), (draw_augmentation, 0.7 * 256 * (3**0.5 + 1) / 2 + 5)):
+            image, mask = Frame(4000, 6000, 3), Frame(4000, 6000)
+            transform_pair(image, mask, draw(np.random.default_rng(seed)), (256, 256))
+            assert 0 < image.read <= 3 * side**2 and 0 < mask.read <= side**2
