@@ -131,8 +131,18 @@ def test_a_finer_mask_of_the_same_labels_gives_the_same_labels():
     image, mask = random_pair(40, 60)
     for draw in [Draw(), *(draw_augmentation(np.random.default_rng(seed)) for seed in range(20))]:
         labels = transform_pair(image, mask, draw, (30, 30))[1]
-        finer = transform_pair(image, mask.repeat(3, 0).repeat(3, 1), draw, (30, 30))[1]
+        finer = transform_pair(image, mask.repeat(3, 0).repeat(5, 1), draw, (30, 30))[1]
         assert (finer == labels).float().mean() > 0.995
+    centres = np.full((120, 300), 99, np.uint8)
+    centres[1::3, 2::5] = mask
+    assert same(transform_pair(image, centres, Draw()), image, mask)
+
+
+def test_outside_the_source_the_image_repeats_its_edge():
+    image = np.full((20, 30, 3), 90, np.uint8)
+    for draw in (Draw(), Draw(degrees=20.0)):
+        view, labels = transform_pair(image, image[:, :, 0], draw, (40, 40))
+        assert (labels == 255).any() and (view == 90).all()
 
 
 def test_draws_cover_their_ranges():
