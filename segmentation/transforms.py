@@ -79,14 +79,15 @@ def transform_pair(
         labels, outside = _copy_window(mask, size, corner, crop)
         labels[outside] = IGNORED
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)
-    to_image = source_map(draw, size, crop)
-    to_mask = to_image * np.array([[mask.shape[1] / size[1]], [mask.shape[0] / size[0]]])
-    block, grid = _block_and_grid(image, to_image, crop)
-    block = block.permute(2, 0, 1).float()[None]
+    matrix = source_map(draw, size, crop)
+    window, grid = _window_and_grid(size, matrix, crop)
+    block = torch.from_numpy(np.array(image[window])).permute(2, 0, 1).float()[None]
     view = F.grid_sample(block, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    block, grid = _block_and_grid(mask, to_mask, crop)
+    if mask.shape != size:
+        matrix = matrix * np.array([[mask.shape[1] / size[1]], [mask.shape[0] / size[0]]])
+        window, grid = _window_and_grid(mask.shape, matrix, crop)
     # The only outside value grid_sample knows is 0: sampled as 255 - label, it comes back as 255.
-    block = (IGNORED - block).float()[None, None]
+    block = (IGNORED - torch.from_numpy(np.array(mask[window]))).float()[None, None]
     unlabelled = F.grid_sample(block, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
     return view.add_(0.5).to(torch.uint8), (IGNORED - unlabelled).to(torch.uint8)
 
@@ -104,17 +105,18 @@ def _copy_window(
     return block.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1), outside
 
 
-def _block_and_grid(source: np.ndarray, matrix: np.ndarray, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The block of the source that a window can touch, and grid_sample's positions in that block, 1 x h x w x 2."""
+def _window_and_grid(
+    size: tuple[int, int], matrix: np.ndarray, crop: tuple[int, int]
+) -> tuple[tuple[slice, slice], torch.Tensor]:
+    """The window of a source of `size` that a crop can touch, and grid_sample's positions in it, 1 x h x w x 2."""
     height, width = crop
-    limit = np.array([source.shape[1], source.shape[0]])
+    limit = np.array([size[1], size[0]])
     corners = matrix @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
     low = np.clip(np.floor(corners.min(axis=1)).astype(int) - 1, 0, limit - 1)
     high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low + 1, limit)
-    block = torch.from_numpy(np.array(source[low[1] : high[1], low[0] : high[0]]))
-    # Relative to the block before float32, so that large sources lose no precision; -1 and 1 are its outer edges.
+    # Relative to the window before float32, so that large sources lose no precision; -1 and 1 are its outer edges.
     scale = 2 / (high - low)
     columns = np.outer(np.arange(width) + 0.5, matrix[:, 0]) * scale
     rows = (np.outer(np.arange(height) + 0.5, matrix[:, 1]) + matrix[:, 2] - low) * scale - 1
     grid = torch.from_numpy(rows.astype(np.float32))[:, None] + torch.from_numpy(columns.astype(np.float32))[None]
-    return block, grid[None]
+    return (slice(low[1], high[1]), slice(low[0], high[0])), grid[None]
