@@ -1,0 +1,118 @@
+"""One process or many: set-up from torchrun's environment, sums over ranks, BatchNorm over ranks.
+
+Every function works without a process group, as one rank of one.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor, nn
+
+from .errors import BadInput
+
+T = TypeVar("T")
+
+
+def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.device:
+    """Join the process group if torchrun started us, and choose the device: cuda (by LOCAL_RANK), mps or cpu.
+
+    BadInput if the device asked for is not there. The backend is NCCL on GPUs with gloo beside it for CPU tensors.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda":
+        device = f"cuda:{local_rank}"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {device}: {str(error).splitlines()[0]}; leave --device out") from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if "RANK" in os.environ and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return chosen
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over ranks; its backward sums over ranks too. The tensor itself with one rank."""
+    if world_size() == 1:
+        return x
+    if x.requires_grad:
+        return differentiable.all_reduce(x)
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
+
+
+def agree(flag: bool) -> bool:
+    """True on every rank as soon as it is on one."""
+    return bool(all_reduce_sum(torch.tensor(int(flag))))
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """Run on rank 0 and hand the result to all; a BadInput there is raised on every rank."""
+    outcome: list = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = action()
+        except BadInput as error:
+            outcome[1] = str(error)
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise BadInput(outcome[1])
+    return outcome[0]
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are those of the global batch, on any device (torch's SyncBatchNorm needs a GPU).
+
+    Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1, with the count, sum and sum of squares summed over ranks
+    inside the graph, so that the gradient flows through every rank's share of the statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W -> the same; N may differ between ranks, and be 0."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # Sums about the running mean: a shift that all ranks share keeps the difference of squares accurate.
+        shift = self.running_mean.to(wide).clone()
+        centred = x.to(wide) - shift.view(1, -1, 1, 1)
+        count = centred.new_full((1,), x.numel() // x.shape[1])
+        sums = all_reduce_sum(torch.cat((count, centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3)))))
+        count, total, squares = sums.split((1, x.shape[1], x.shape[1]))
+        offset = total / count
+        variance = squares / count - offset.square()
+        mean = offset + shift
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shape = (1, -1, 1, 1)
+        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+
+
+def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+    """Turn every BatchNorm2d into SyncBatchNorm2d, in place; parameters, buffers and state dict stay what they were."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return model

@@ -1,0 +1,80 @@
+"""The Tversky loss, exact over ranks.
+
+Salehi, Erdogmus, Gholipour, "Tversky loss function for image segmentation using 3D fully convolutional deep networks",
+2017, arXiv:1706.05721, equation 3, over all pixels of the global batch and as a mean over the classes present in it.
+With p the softmax and y the target, per class k and over the pixels that are not ignored,
+
+    TP = sum p[y = k]        FP = sum p[y != k] = P - TP        FN = sum (1 - p)[y = k] = T - TP
+    TI = (TP + e) / (TP + alpha FP + beta FN + e)               loss = 1 - mean of TI over the classes with T > 0
+
+so three sums a class are enough: TP, P = sum p and T = the number of pixels of the class. No one-hot tensor is made.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import all_reduce_sum
+
+EPSILON = 1e-7
+
+
+def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """probability N x K x H x W, 0 where not valid; label, valid N x 1 x H x W -> TP, P, T: 3 x K (float64 but on mps)."""
+    wide = torch.float32 if probability.device.type == "mps" else torch.float64
+    zeros = torch.zeros(probability.shape[1], dtype=wide, device=probability.device)
+    tp = zeros.index_add(0, label.flatten(), probability.gather(1, label).flatten().to(wide))
+    t = zeros.index_add(0, label.flatten(), valid.flatten().to(wide))
+    return torch.stack((tp, probability.sum((2, 3)).to(wide).sum(0), t))
+
+
+class TverskySums(torch.autograd.Function):
+    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T: 3 x K, as `tversky_sums`.
+
+    Written by hand: autograd would keep, and walk through, half a dozen tensors of the logits' size; this keeps one.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        valid = (target != ignore_index)[:, None]  # N x 1 x H x W
+        label = torch.where(valid, target[:, None], 0)
+        probability = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)) * valid
+        ctx.save_for_backward(probability, label)
+        ctx.logits_dtype = logits.dtype
+        return tversky_sums(probability, label, valid)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """With g = dP + [k = y] dTP, the softmax gives dlogit_k = p_k (g_k - sum_j p_j g_j)."""
+        probability, label = ctx.saved_tensors
+        d_tp, d_p = gradient[:2].to(probability.dtype)
+        true = probability.gather(1, label) * d_tp[label]  # N x 1 x H x W: p_y dTP_y
+        mean = (d_p @ probability.flatten(2)).view_as(true) + true
+        d_logits = (d_p.view(1, -1, 1, 1) - mean).mul_(probability).scatter_add_(1, label, true)
+        return d_logits.to(ctx.logits_dtype), None, None
+
+
+def tversky_loss(sums: Tensor, alpha: float, beta: float) -> Tensor:
+    """TP, P, T (3 x K) of a batch, or of a whole split -> the loss, a scalar in [0, 1]; 0 where no pixel counts."""
+    tp, p, t = sums
+    index = (tp + EPSILON) / (tp + alpha * (p - tp) + beta * (t - tp) + EPSILON)
+    present = t > 0
+    return ((1 - index) * present).sum() / present.sum().clamp(min=1)
+
+
+class TverskyLoss(nn.Module):
+    """Tversky loss of the global batch: alpha weighs false positives, beta false negatives.
+
+    alpha = beta = 0.5 is the Dice loss, alpha = beta = 1 the Jaccard loss. Classes absent from the target leave the
+    mean; a batch whose pixels are all ignored gives 0, with a graph and zero gradients. Computed in float32 at least,
+    whatever autocast says. With several ranks the sums are those of all ranks, and their backward sums over ranks too:
+    each rank's gradient is N times its part, so that DDP's mean over N ranks is the gradient of the one global loss.
+    """
+
+    def __init__(self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255):
+        super().__init__()
+        self.alpha, self.beta, self.ignore_index = alpha, beta, ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
+        sums = all_reduce_sum(TverskySums.apply(logits, target, self.ignore_index))
+        return tversky_loss(sums, self.alpha, self.beta).to(torch.promote_types(logits.dtype, torch.float32))
