@@ -17,27 +17,27 @@ Texture = np.ndarray | Callable[[Window], np.ndarray]
 
 
 class Shape(NamedTuple):
-    """A signed distance in metres (negative inside) and a circle that holds the shape."""
+    """A signed distance in metres (negative inside), and points (n x 2) whose hull, with a margin, holds the shape."""
 
     distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    centre: np.ndarray
-    radius: float
+    points: np.ndarray
+    margin: float
 
 
 def disc(centre: np.ndarray, radius: float) -> Shape:
-    return Shape(lambda x, y: np.hypot(x - float(centre[0]), y - float(centre[1])) - radius, centre, radius)
+    return Shape(lambda x, y: np.hypot(x - float(centre[0]), y - float(centre[1])) - radius, centre[None], radius)
 
 
 def blob(centre: np.ndarray, radius: float, rng: np.random.Generator, roughness: float = 0.08) -> Shape:
     """A disc with random waves along its rim."""
-    waves = [(k, float(rng.normal(0, roughness / k**0.5)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 5, 8)]
+    waves = [(k, float(rng.normal(0, roughness / k**0.5)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 5)]
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         dx, dy = x - float(centre[0]), y - float(centre[1])
         angle = np.arctan2(dy, dx)
         return np.hypot(dx, dy) - radius * (1 + sum(size * np.cos(k * angle + phase) for k, size, phase in waves))
 
-    return Shape(distance, centre, radius * (1 + sum(abs(size) for _, size, _ in waves)))
+    return Shape(distance, centre[None], radius * (1 + sum(abs(size) for _, size, _ in waves)))
 
 
 def polygon(*points: np.ndarray) -> Shape:
@@ -67,8 +67,7 @@ def polygon(*points: np.ndarray) -> Shape:
             farthest = np.maximum(farthest, nx * x + (ny * y - offset))
         return farthest
 
-    centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    return Shape(distance, centre, float(np.hypot(*(points - centre).T).max()))
+    return Shape(distance, points, 0.0)
 
 
 def strokes(pairs: np.ndarray, width: float) -> Shape:
@@ -82,9 +81,7 @@ def strokes(pairs: np.ndarray, width: float) -> Shape:
             nearest = np.minimum(nearest, np.hypot(x - ax - t * dx, y - ay - t * dy))
         return nearest - width / 2
 
-    points = pairs.reshape(-1, 2)
-    centre = points.mean(axis=0)
-    return Shape(distance, centre, float(np.hypot(*(points - centre).T).max()) + width)
+    return Shape(distance, pairs.reshape(-1, 2), width / 2)
 
 
 def turn(angle: float) -> np.ndarray:
@@ -126,7 +123,7 @@ class View:
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         height, width = size
-        self.extent = rng.uniform(18, 31)  # metres along the longer side
+        self.extent = rng.uniform(19, 31)  # metres along the longer side
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
         azimuth, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.3)
@@ -181,11 +178,11 @@ class View:
         return points * (self.altitude / (self.altitude - height))
 
     def _window(self, shape: Shape, margin: float = 0.0) -> Window:
-        centre = shape.centre @ self.yaw.T / self.pixel
-        reach = (shape.radius + margin) / self.pixel + 2
-        middles = zip(centre[::-1], self.mask.shape, strict=True)
-        spans = [(middle + side / 2 - reach, middle + side / 2 + reach) for middle, side in middles]
-        return tuple(slice(max(0, int(low)), max(0, int(high) + 1)) for low, high in spans)
+        """The rows and columns of the picture that the shape can touch."""
+        points = shape.points @ self.yaw.T / self.pixel + np.array(self.mask.shape[::-1]) / 2
+        reach = (shape.margin + margin) / self.pixel + 1
+        (left, top), (right, bottom) = (points.min(axis=0) - reach).tolist(), (points.max(axis=0) + reach).tolist()
+        return tuple(slice(max(0, int(low)), max(0, int(high) + 1)) for low, high in ((top, bottom), (left, right)))
 
     def paint(self, shape: Shape, label: int, texture: Texture, light: float = 1.0) -> None:
         """Cover what lies below with the shape."""

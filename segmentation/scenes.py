@@ -16,7 +16,7 @@ import numpy as np
 
 from segmentation.canvas import View, blob, choose, disc, oval, patch, polygon, rectangle, rgb, strokes, turn
 
-SIZES = {"train": 240, "val": 60, "test": 60}
+SIZES = {"train": 240, "val": 40, "test": 40}
 
 PAVED, DIRT, GRASS, GRAVEL, WATER, ROCKS, POOL, VEGETATION, ROOF, WALL, WINDOW = range(1, 12)
 FENCE, FENCE_POLE, PERSON, DOG, CAR, BICYCLE, TREE, BALD_TREE, AR_MARKER, OBSTACLE = range(13, 23)
@@ -265,10 +265,12 @@ def render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np
     half, side = view.extent / 2, rng.choice([-1, 1])
     street, width = np.array([0, side * rng.uniform(0.5, 0.8) * half]), rng.uniform(4.8, 6.5)
     middle = np.array([rng.uniform(-0.5, 0.5), -side * rng.uniform(0.4, 0.75)]) * half
-    house = rectangle(middle, rng.uniform(0.55, 0.85) * min(half, 14), rng.uniform(0.5, 0.65) * min(half, 13))
+    house = rectangle(middle, rng.uniform(0.55, 0.85) * min(half, 14), rng.uniform(0.44, 0.58) * min(half, 13))
     gate = middle[0] + rng.choice([-1, 1]) * (np.ptp(house[:, 0]) / 2 + 1.9)
     drive = rectangle(np.array([gate, (street[1] + middle[1]) / 2]), 3.2, abs(street[1] - middle[1]))
-    view.taken += [polygon(rectangle(street, 4 * half, width + 2.4)), polygon(house), polygon(drive)]
+    front, flank = street[1] - side * (width / 2 + 1.7), rng.choice([-1, 1]) * rng.uniform(0.76, 0.94) * half
+    road, border = rectangle(street, 4 * half, width + 3.4), rectangle(np.array([flank, 0]), 0.8, 4 * half)
+    view.taken += [polygon(claim) for claim in (road, border, house, drive)]
 
     # From low to high: what is painted later covers, and shades, what is there.
     paint_ground(view, rng)
@@ -294,7 +296,6 @@ def render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np
     for _ in range(rng.integers(2, 6)):
         radius = rng.uniform(0.4, 1.0)
         paint_canopy(view, rng, view.spot(rng, 0.8), radius, 0.7 * radius, VEGETATION)
-    front, flank = street[1] - side * (width / 2 + 1.7), rng.choice([-1, 1]) * rng.uniform(0.38, 0.47) * view.extent
     kinds = rng.choice(["wall", "fence", "hedge"], 2, p=[0.55, 0.35, 0.1])
     paint_border(view, rng, np.array([-1.5 * half, front]), np.array([gate - 2, front]), kinds[0])
     paint_border(view, rng, np.array([gate + 2, front]), np.array([1.5 * half, front]), kinds[0])
