@@ -133,3 +133,13 @@ def test_what_stands_higher_leans_farther_out_and_the_mask_follows():
     seen = view.mask == 10
     assert not (seen & ~inside).any()
     assert seen.sum() * view.pixel**2 == pytest.approx(4 * scale**2 + (1 + scale) * 3 * (scale - 1), rel=0.05)
+
+
+def test_a_box_casts_its_shadow_from_its_foot_to_its_top():
+    view = View(np.random.default_rng(2), (120, 120))
+    view.box(rectangle(np.zeros(2), 1, 1), 4.0, 22, rgb(90, 90, 90), rgb(90, 90, 90))
+    for height, lit in ((-1.5, True), (2.5, False), (3.5, False), (6.0, True)):
+        x, y = height * view.sun
+        at = np.unravel_index(np.argmin(np.hypot(view.x - x, view.y - y)), view.x.shape)
+        assert view.mask[at] == 0
+        assert (view.light[at] > 0.5) == lit
