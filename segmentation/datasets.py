@@ -128,17 +128,19 @@ def _fill_from_scenes(data: SegmentationDataset, stored: Names | None) -> None:
         raise BadInput(f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?")
     data.classes, data.palette, groups = drone_classes(data.task)
     table = label_table(groups, data.label_map)
-    source = entry_of(Path(scenes.__file__).read_bytes()).name
+    source = entry_of(Path(scenes.__file__).read_bytes()).name  # another renderer, other entries
 
     def read(name: str) -> Pair:
-        image_entry = entry_of(source, data.seed, name, data.image_size)
-        mask_entry = entry_of(source, data.seed, name, data.image_size, table.tobytes())
+        image_entry, ids_entry = (entry_of(source, data.seed, name, data.image_size, part) for part in ("image", "ids"))
+        mask_entry = entry_of(ids_entry, table.tobytes())
         record = load_record(mask_entry)
-        if record is None or load_record(image_entry) is None:
+        if load_record(image_entry) is None or load_record(ids_entry) is None:
             split, index = name.split("/")
             image, ids = scenes.render(data.seed, split, int(index), data.image_size or SCENE_SIZE)
-            mask = table.astype(np.uint8)[ids]
             store(image_entry, image)
+            store(ids_entry, ids)
+        if record is None:
+            mask = table.astype(np.uint8)[load_array(ids_entry)]
             record = store(mask_entry, mask, counts=histogram(mask))
         return Pair(image_entry, mask_entry, "", record["counts"])
 

@@ -58,7 +58,7 @@ def find_layout(root: Path, task: str) -> Layout:
     """Recognise the folder; BadInput that prints what was looked for if it is none of the known layouts."""
     if not root.is_dir():
         raise BadInput(f"{root}: no such folder; give --data a folder of images and masks, or scenes")
-    inner = [Path(entry) for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+    inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     for base in [root, *(inner if len(inner) == 1 else [])]:
         layout = _camvid(base, task) or _generic(base, task)
         if layout:
@@ -73,7 +73,7 @@ def _child(folder: Path, *names: str) -> Path | None:
     """The subfolder with one of these names, whatever its case."""
     if not folder.is_dir():
         return None
-    return next((Path(e) for e in os.scandir(folder) if e.is_dir() and e.name.lower() in names), None)
+    return next((path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in names), None)
 
 
 def _camvid(base: Path, task: str) -> Layout | None:
