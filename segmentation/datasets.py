@@ -112,10 +112,10 @@ def open_dataset(
     if splits is not None:
         splits = {split: list(splits.get(split, [])) for split in SPLITS}
     if data == "scenes":
-        result = SegmentationDataset("scenes", data, task, seed, label_map or {}, size or SCENE_SIZE)
+        result = SegmentationDataset("scenes", data, task, seed, dict(label_map or {}), size or SCENE_SIZE)
         _fill_from_scenes(result, splits)
     else:
-        result = SegmentationDataset("", os.path.abspath(data), task, seed, label_map or {}, size)
+        result = SegmentationDataset("", os.path.abspath(data), task, seed, dict(label_map or {}), size)
         _fill_from_folder(result, splits, skip_bad)
     return result
 
@@ -149,8 +149,11 @@ def _fill_from_scenes(data: SegmentationDataset, stored: Names | None) -> None:
 
 def _fill_from_folder(data: SegmentationDataset, stored: Names | None, skip_bad: bool) -> None:
     root = Path(data.root)
-    layout = find_layout(root, data.task)
-    pairs, given, unpaired = find_pairs(root, layout)
+    try:
+        layout = find_layout(root, data.task)
+        pairs, given, unpaired = find_pairs(root, layout)
+    except OSError as error:
+        raise BadInput(f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions") from None
     if stored is not None:
         splits, unpaired = stored, []
         gone = [f"{n}: in the stored {split} split" for split in SPLITS for n in stored[split] if n not in pairs]
@@ -276,7 +279,8 @@ def _name_classes(layout: Layout, task: str, good: dict[str, Pair]) -> tuple[lis
     elif len(present) < 2 and good:
         nonsense = f"masks hold only the labels {present}; a segmentation needs two classes"
     elif task == "binary" and highest > 1:
-        nonsense = f"--task binary needs labels 0 and 1, masks go up to {highest}: say --label-map 2-{highest}=1"
+        above = "2" if highest == 2 else f"2-{highest}"
+        nonsense = f"--task binary needs labels 0 and 1, masks go up to {highest}: say --label-map {above}=1"
     elif 2 * len(present) < highest + 1:
         advice = ",".join(f"{value}={label}" for label, value in enumerate(present) if value != label)
         nonsense = f"masks hold only {len(present)} of 0..{highest}: say --label-map {advice}, or write classes.csv"

@@ -149,13 +149,17 @@ def find_pairs(root: Path, layout: Layout) -> tuple[dict[str, tuple[Path, Path]]
             continue
         images, masks = (_by_stem(root, folder, problems) for folder in (image_folder, mask_folder))
         if images and masks:
-            here = mask_folder.relative_to(root).as_posix()
-            problems += [f"{_relative(root, images[s])}: no mask {here}/{s}.*" for s in images if s not in masks]
-            here = image_folder.relative_to(root).as_posix()
-            problems += [f"{_relative(root, masks[s])}: no image {here}/{s}.*" for s in masks if s not in images]
+            places = [folder.relative_to(root).as_posix() for folder in (image_folder, mask_folder)]
+            problems += [
+                f"{_relative(root, images[s][0])}: no mask {places[1]}/{s}.*" for s in images if s not in masks
+            ]
+            problems += [
+                f"{_relative(root, masks[s][0])}: no image {places[0]}/{s}.*" for s in masks if s not in images
+            ]
         for stem in images.keys() & masks.keys():
-            name = _relative(root, images[stem])
-            pairs[name], given[name] = (images[stem], masks[stem]), split
+            if len(images[stem]) == len(masks[stem]) == 1:
+                name = _relative(root, images[stem][0])
+                pairs[name], given[name] = (images[stem][0], masks[stem][0]), split
     return dict(sorted(pairs.items())), given, problems
 
 
@@ -163,17 +167,16 @@ def _relative(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, Path]:
+def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not files:
         problems.append(f"{_relative(root, folder)}/: {'holds no images' if folder.is_dir() else 'missing'}")
-    result: dict[str, Path] = {}
+    result: dict[str, list[Path]] = {}
     for path in files:
-        if path.stem in result:
-            problems.append(f"{_relative(root, path)}: same name as {result[path.stem].name}; pairs need one of each")
-        else:
-            result[path.stem] = path
+        result.setdefault(path.stem, []).append(path)
+        if len(result[path.stem]) > 1:
+            problems.append(f"{_relative(root, path)}: same name as {result[path.stem][0].name}; keep one of them")
     return result
 
 
