@@ -179,7 +179,7 @@ class MixTransformer(nn.Module):
         if variant not in VARIANTS:
             raise ValueError(f"unknown MiT variant {variant!r}: choose one of {', '.join(VARIANTS)}")
         self.channels, depths = VARIANTS[variant]
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * n / (sum(depths) - 1) for n in range(sum(depths))]
         stages, previous, block = [], in_channels, 0
         for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
             merging = OverlapPatchMerging(previous, channels, *((7, 4) if i == 0 else (3, 2)))
