@@ -30,9 +30,9 @@ def test_every_variant_has_as_many_parameters_as_transformers(variant):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="b6.*b0, b1, b2, b3, b4, b5"):
+    with pytest.raises(ValueError, match=r"b6.*b0, b1, b2, b3, b4, b5"):
         MixTransformer("b6")
-    with pytest.raises(ValueError, match="unet.*conv, mlp"):
+    with pytest.raises(ValueError, match=r"unet.*conv, mlp"):
         SegFormer(2, decoder="unet")
 
 

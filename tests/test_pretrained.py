@@ -1,0 +1,534 @@
+"""Published weights: the functions of transformers and torchvision, and one sentence for everything that is wrong."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import pickle
+import re
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import resnet18
+from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+
+from segmentation import pretrained, weight_files
+from segmentation.errors import BadInput
+from segmentation.mix_transformer import BLOCK_NORM_EPS, VARIANTS, MixTransformer
+from segmentation.pretrained import load_encoder_weights, segformer_from_huggingface
+from segmentation.segformer import SegFormer
+from segmentation.unet import ResNet18UNet
+from segmentation.weight_names import DECODER_LAYERS, fill, recognise, translate
+
+NAMES = ["roof", "lawn", "tree", "pool", "car"]
+
+
+def shuffled(model: nn.Module) -> nn.Module:
+    """No parameter and no statistic at the value it starts with, so that none can be forgotten or swapped unseen."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += torch.randn(p.shape, generator=generator) * 0.05
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean += torch.randn(module.running_mean.shape, generator=generator) * 0.1
+                module.running_var *= torch.rand(module.running_var.shape, generator=generator) + 0.5
+    return model.eval()
+
+
+def reference_config(variant: str) -> SegformerConfig:
+    channels, depths = VARIANTS[variant]
+    return SegformerConfig(
+        hidden_sizes=list(channels),
+        depths=list(depths),
+        decoder_hidden_size=256 if variant in ("b0", "b1") else 768,
+        id2label=dict(enumerate(NAMES)),
+    )
+
+
+def legacy_state(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    """Under the names of the files on Hugging Face's hub, which save_pretrained still writes."""
+    model.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A SegFormer-B0 as save_pretrained leaves it: config.json and model.safetensors."""
+    path = tmp_path_factory.mktemp("segformer-b0")
+    shuffled(SegformerForSemanticSegmentation(reference_config("b0"))).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(folder) -> nn.Module:
+    return SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """An ImageNet MiT-b0 in transformers, and its tensors as in nvidia/mit-b0."""
+    model = shuffled(SegformerForImageClassification(reference_config("b0")))
+    return model, legacy_state(model, tmp_path_factory.mktemp("mit-b0"))
+
+
+def nvlabs(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Hugging Face's names and tensors back into those of NVlabs' file."""
+    original = {}
+    for name, tensor in state.items():
+        if name.endswith(("self.value.weight", "self.value.bias")):
+            continue
+        if name.endswith(("self.key.weight", "self.key.bias")):
+            tensor = torch.cat((tensor, state[name.replace(".key.", ".value.")]))
+        name = re.sub(r"segformer\.encoder\.patch_embeddings\.(\d)", lambda m: f"patch_embed{int(m[1]) + 1}", name)
+        name = re.sub(r"segformer\.encoder\.layer_norm\.(\d)", lambda m: f"norm{int(m[1]) + 1}", name)
+        name = re.sub(r"segformer\.encoder\.block\.(\d)", lambda m: f"block{int(m[1]) + 1}", name)
+        for theirs, originally in {
+            "layer_norm_": "norm",
+            "layer_norm": "norm",
+            "attention.self.query": "attn.q",
+            "attention.self.key": "attn.kv",
+            "attention.self": "attn",
+            "attention.output.dense": "attn.proj",
+            "mlp.dense": "mlp.fc",
+            "classifier": "head",
+        }.items():
+            name = name.replace(theirs, originally)
+        original[name] = tensor
+    return original
+
+
+def normalised(image: torch.Tensor, model: SegFormer) -> torch.Tensor:
+    return model.normalise(image).contiguous()
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def compare_logits(reference: nn.Module, model: SegFormer, size: tuple[int, int]) -> float:
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = reference(normalised(image, model)).logits
+        return relative_error(model(image), F.interpolate(logits, size=size, mode="bilinear"))
+
+
+# --- whole SegFormers from Hugging Face ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variant", ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))]
+)
+def test_logits_are_those_of_transformers(variant, tmp_path):
+    reference = shuffled(SegformerForSemanticSegmentation(reference_config(variant)))
+    reference.save_pretrained(tmp_path)
+    model = SegFormer.from_huggingface(tmp_path)
+    assert model.classes == NAMES
+    assert not model.training
+    for size in ((64, 96), (75, 101)):
+        assert compare_logits(reference, model, size) < 1e-4
+
+
+def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(folder):
+    """1e-5 for 1e-6 in a block's norm changes the sixth digit: float32 would not show it."""
+    reference = SegformerForSemanticSegmentation.from_pretrained(folder).double().eval()
+    model = SegFormer.from_huggingface(folder).double()
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(1, 3, 75, 101, dtype=torch.float64, generator=generator)
+    ours = model(image)
+    theirs = F.interpolate(reference(normalised(image, model)).logits, size=(75, 101), mode="bilinear")
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    # renaming and stacking are linear, so gradients are translated as weights are
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    state = {**reference.state_dict(), **gradients}
+    _, names, column = recognise(state, folder)
+    names = {f"encoder.{ours}": there for ours, there in names.items()}
+    for i in range(4):
+        names |= fill(DECODER_LAYERS, column, i=i)
+    expected = translate(state, model, names, folder)
+    expected["decoder.fuse.weight"] = torch.cat(expected["decoder.fuse.weight"].chunk(4, dim=1)[::-1], dim=1)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(
+            p.grad, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_every_form_of_the_same_file_gives_the_same_model(folder, reference, tmp_path):
+    published = load_file(folder / "model.safetensors")
+    for name, state in {"published": published, "modules": reference.state_dict()}.items():
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "config.json").write_text((folder / "config.json").read_text())
+    expected = segformer_from_huggingface(folder).state_dict()
+    for source in (
+        folder / "model.safetensors",
+        tmp_path / "published",
+        tmp_path / "published" / "pytorch_model.bin",
+        tmp_path / "modules",
+    ):
+        model = segformer_from_huggingface(str(source))
+        assert model.classes == NAMES
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected[name]), (source, name)
+
+
+def test_a_file_alone_tells_its_variant_and_numbers_its_classes(folder, tmp_path):
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "weights.bin")
+    model = segformer_from_huggingface(tmp_path / "weights.bin")
+    assert model.encoder.channels == VARIANTS["b0"][0]
+    assert model.classes == ["0", "1", "2", "3", "4"]
+
+
+def test_half_precision_files_load_as_float32(folder, tmp_path):
+    torch.save({k: v.half() for k, v in load_file(folder / "model.safetensors").items()}, tmp_path / "half.bin")
+    assert {p.dtype for p in segformer_from_huggingface(tmp_path / "half.bin").parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": [1, 2, 4, 8]}, "num_attention_heads"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, the weights have 5"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(folder, tmp_path, change, message):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with refused(str(tmp_path / "config.json"), message):
+        segformer_from_huggingface(tmp_path)
+
+
+def test_a_broken_config_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with refused(str(tmp_path / "config.json"), "not JSON"):
+        segformer_from_huggingface(tmp_path)
+
+
+def test_an_encoder_alone_is_no_segformer(classifier, tmp_path):
+    torch.save(classifier[1], tmp_path / "mit.bin")
+    with refused("decode_head.classifier", "--encoder-weights"):
+        segformer_from_huggingface(tmp_path / "mit.bin")
+
+
+def test_folders_without_weights_are_refused(tmp_path):
+    with refused(str(tmp_path), "pytorch_model.bin nor model.safetensors"):
+        segformer_from_huggingface(tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    with refused("shards", "one file"):
+        segformer_from_huggingface(tmp_path)
+    with refused("nowhere", "does not exist"):
+        segformer_from_huggingface(tmp_path / "nowhere")
+
+
+def test_safetensors_is_optional_and_asked_for(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with refused("model.safetensors", "pip install safetensors"):
+        segformer_from_huggingface(folder)
+
+
+# --- encoder weights from a file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["hugging face", "hugging face without prefix", "transformers 5", "nvlabs"])
+@torch.no_grad()
+def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
+    """In float64 and with the eps of NVlabs' training: 1e-6 in blocks and after stages, torch's 1e-5 elsewhere."""
+    model, state = classifier
+    state = {
+        "hugging face": state,
+        "hugging face without prefix": {k.removeprefix("segformer."): v for k, v in state.items()},
+        "transformers 5": model.state_dict(),
+        "nvlabs": nvlabs(state),
+    }[layout]
+    torch.save(state, tmp_path / "mit.pth")
+    reference = SegformerForImageClassification(reference_config("b0"))
+    reference.load_state_dict(model.state_dict())
+    for name, module in reference.named_modules():
+        if name.endswith(("layernorm_before", "layernorm_after")) or re.search(r"stages\.\d\.layer_norm$", name):
+            module.eps = BLOCK_NORM_EPS
+    assert BLOCK_NORM_EPS == 1e-6
+    segformer = SegFormer(2)
+    assert load_encoder_weights(segformer, tmp_path / "mit.pth")["path"] == str(tmp_path / "mit.pth")
+    image = torch.randn(1, 3, 75, 101, dtype=torch.float64)
+    expected = reference.double().eval().segformer(image, output_hidden_states=True).hidden_states
+    features = segformer.encoder.double().eval()(image)
+    for ours, theirs in zip(features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-9, atol=1e-9)
+
+
+def test_a_bare_encoder_takes_weights_too(classifier, tmp_path):
+    torch.save(classifier[1], tmp_path / "mit.bin")
+    segformer, encoder = SegFormer(2), MixTransformer("b0")
+    load_encoder_weights(segformer, str(tmp_path / "mit.bin"))
+    load_encoder_weights(encoder, tmp_path / "mit.bin")
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, segformer.encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize("counters", [True, False])  # torchvision's own file is older than num_batches_tracked
+def test_resnet_weights_are_taken_as_they_are(counters, tmp_path):
+    reference = shuffled(resnet18(weights=None))
+    state = {k: v for k, v in reference.state_dict().items() if counters or not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "resnet18.pth")
+    model = ResNet18UNet(2)
+    assert load_encoder_weights(model, tmp_path / "resnet18.pth")["source"] == "file"
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, reference.state_dict()[name]), name
+
+
+@contextlib.contextmanager
+def refused(*parts: str):
+    """A BadInput of one line that holds every part."""
+    with pytest.raises(BadInput) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_missing_and_left_over_keys_are_listed(classifier, tmp_path):
+    state = dict(classifier[1])
+    for key in ("block.0.1.attention.self.value.bias", "layer_norm.3.weight"):
+        del state[f"segformer.encoder.{key}"]
+    state["segformer.encoder.extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "mit.bin")
+    with refused(
+        str(tmp_path / "mit.bin"),
+        "lacks segformer.encoder.block.0.1.attention.self.value.bias, segformer.encoder.layer_norm.3.weight;",
+        "left over segformer.encoder.extra",
+    ):
+        load_encoder_weights(SegFormer(2), tmp_path / "mit.bin")
+
+
+def test_resnet_with_keys_missing_or_left_over_is_refused(tmp_path):
+    state = resnet18(weights=None).state_dict()
+    torch.save({k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, tmp_path / "less.pth")
+    torch.save({**state, "layer5.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with refused("less.pth", "lacks layer2.0.conv1.weight"):
+        load_encoder_weights(ResNet18UNet(2), tmp_path / "less.pth")
+    with refused("more.pth", "left over layer5.weight"):
+        load_encoder_weights(ResNet18UNet(2), tmp_path / "more.pth")
+
+
+def test_shapes_that_differ_are_told_with_both(classifier, tmp_path):
+    name = "segformer.encoder.patch_embeddings.1.proj.weight"
+    torch.save({**classifier[1], name: torch.zeros(64, 32, 5, 5)}, tmp_path / "mit.bin")
+    with refused(name, "64x32x5x5", "64x32x3x3"):
+        load_encoder_weights(SegFormer(2), tmp_path / "mit.bin")
+    torch.save(classifier[1], tmp_path / "mit.bin")
+    with refused("32x3x7x7", "32x4x7x7"):
+        load_encoder_weights(SegFormer(2, in_channels=4), tmp_path / "mit.bin")
+
+
+@pytest.mark.parametrize(("held", "wanted"), [("b1", "b0"), ("b0", "b1"), ("b1", "b2"), ("b2", "b1")])
+def test_another_variants_file_is_named(held, wanted, tmp_path):
+    with torch.device("meta"):
+        state = SegformerForImageClassification(reference_config(held)).state_dict()
+    torch.save({k: torch.zeros(()).expand(v.shape) for k, v in state.items()}, tmp_path / "mit.bin")
+    with refused(f"holds MiT-{held}, the model is {wanted}", f"--variant {held}"):
+        load_encoder_weights(SegFormer(2, wanted), tmp_path / "mit.bin")
+
+
+def test_the_other_models_file_is_refused(classifier, tmp_path):
+    torch.save(classifier[1], tmp_path / "mit.bin")
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
+    with refused("mit.bin", "lacks conv1.weight"):
+        load_encoder_weights(ResNet18UNet(2), tmp_path / "mit.bin")
+    with refused("resnet.pth", "no MiT", "conv1.weight"):
+        load_encoder_weights(SegFormer(2), tmp_path / "resnet.pth")
+
+
+class Hostile:
+    def __init__(self, flag: Path):
+        self.flag = flag
+
+    def __reduce__(self):
+        return Path.touch, (self.flag,)
+
+
+@pytest.mark.parametrize(
+    "kind", ["hostile", "hostile pickle", "truncated", "empty", "text", "nested", "numbers", "list"]
+)
+@pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
+def test_bad_files_are_one_sentence_and_run_nothing(kind, name, classifier, tmp_path):
+    file, flag = tmp_path / name, tmp_path / "flag"
+    if kind == "hostile":
+        torch.save({"conv1.weight": Hostile(flag)}, file)
+    elif kind == "hostile pickle":
+        file.write_bytes(pickle.dumps({"conv1.weight": Hostile(flag)}))
+    elif kind == "truncated":
+        torch.save(classifier[1], file)
+        file.write_bytes(file.read_bytes()[:100_000])
+    elif kind == "empty":
+        file.touch()
+    elif kind == "text":
+        file.write_text("<html>not found</html>\n")
+    else:
+        torch.save({"nest": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[kind], file)
+    for load in (lambda: load_encoder_weights(SegFormer(2), file), lambda: segformer_from_huggingface(file)):
+        with refused(str(file)):
+            load()
+    assert not flag.exists()
+
+
+# --- encoder weights from the network -----------------------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files`, and misbehaves at the paths that say how."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.over = threading.Event()
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        body = self.server.files.get(self.path.rpartition("/")[2], b"<html>hello</html>")
+        if "mute" in self.path:
+            self.server.over.wait(20)
+            return
+        if "absent" in self.path:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if "cut" in self.path or "stall" in self.path else body)
+        self.wfile.flush()
+        if "stall" in self.path:
+            self.server.over.wait(20)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path, classifier):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    running = Server()
+    torch.save(classifier[1], tmp_path / "mit")
+    torch.save(shuffled(resnet18(weights=None)).state_dict(), tmp_path / "resnet")
+    resnet = (tmp_path / "resnet").read_bytes()
+    running.files["pytorch_model.bin"] = (tmp_path / "mit").read_bytes()
+    running.resnet = f"resnet18-{hashlib.sha256(resnet).hexdigest()[:8]}.pth"
+    running.files[running.resnet] = resnet
+    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield running
+    running.over.set()
+    running.shutdown()
+    running.server_close()
+
+
+def cached(tmp_path: Path) -> list[str]:
+    return sorted(file.name for file in tmp_path.glob("torch/hub/checkpoints/*"))
+
+
+def test_mit_is_fetched_once_and_kept(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "MIT_URL", server.address + "/mit-{variant}/pytorch_model.bin")
+    first, second, from_file = SegFormer(2), SegFormer(2), SegFormer(2)
+    for model in (first, second):
+        record = load_encoder_weights(model, "imagenet")
+    assert record == {
+        "source": "imagenet",
+        "url": f"{server.address}/mit-b0/pytorch_model.bin",
+        "licence": pretrained.MIT_LICENCE,
+    }
+    assert "non-commercial" in record["licence"]
+    assert server.asked == ["/mit-b0/pytorch_model.bin"]
+    assert cached(tmp_path) == ["mit-b0.bin"]
+    load_encoder_weights(from_file, tmp_path / "mit")
+    for name, tensor in from_file.encoder.state_dict().items():
+        assert torch.equal(tensor, first.encoder.state_dict()[name])
+        assert torch.equal(tensor, second.encoder.state_dict()[name])
+
+
+def test_resnet_is_fetched_into_torchvisions_place(server, monkeypatch, tmp_path):
+    assert pretrained.RESNET18_URL == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    monkeypatch.setattr(pretrained, "RESNET18_URL", f"{server.address}/{server.resnet}")
+    model = ResNet18UNet(2)
+    record = load_encoder_weights(model, "imagenet")
+    assert record["licence"] == pretrained.RESNET18_LICENCE
+    assert "BSD-3" in record["licence"]
+    assert cached(tmp_path) == [server.resnet]
+    server.shutdown()
+    load_encoder_weights(ResNet18UNet(2), "imagenet")
+    expected = torch.load(tmp_path / "resnet", weights_only=True)
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_resnet_of_another_hash_is_refused(server, monkeypatch, tmp_path):
+    server.files["resnet18-00000000.pth"] = server.files[server.resnet]
+    monkeypatch.setattr(pretrained, "RESNET18_URL", f"{server.address}/resnet18-00000000.pth")
+    with refused(pretrained.RESNET18_URL, "hash"):
+        load_encoder_weights(ResNet18UNet(2), "imagenet")
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", ["refused", "absent", "mute", "stall", "cut", "foreign", "unwritable", "nameless"])
+@pytest.mark.parametrize("build", [SegFormer, ResNet18UNet])
+def test_a_failed_download_is_one_sentence_that_says_what_to_do(build, way, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(weight_files, "TIMEOUT", 0.4)
+    address = server.address
+    if way == "refused":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    elif way == "nameless":  # a look-up that hangs, which no timeout of a socket covers
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: server.over.wait(20) and [])
+    elif way == "unwritable":
+        (tmp_path / "torch").write_text("a file where the cache's folder should be")
+    elif way == "foreign":
+        server.files.clear()
+    monkeypatch.setattr(pretrained, "MIT_URL", f"{address}/{way}/mit-{{variant}}/pytorch_model.bin")
+    monkeypatch.setattr(pretrained, "RESNET18_URL", f"{address}/{way}/{server.resnet}")
+    url, name = (
+        (f"{address}/{way}/mit-b0/pytorch_model.bin", "mit-b0.bin")
+        if build is SegFormer
+        else (pretrained.RESNET18_URL, server.resnet)
+    )
+    model = build(2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    start = time.monotonic()
+    with refused(url, str(tmp_path / "torch/hub/checkpoints" / name), "--encoder-weights none"):
+        load_encoder_weights(model, "imagenet")
+    assert time.monotonic() - start < 5
+    assert len(server.asked) <= 1
+    assert cached(tmp_path) == []
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_sentence_comes_within_ten_seconds():
+    assert weight_files.TIMEOUT < 10
+
+
+def test_imagenet_weights_take_three_channels():
+    for model in (SegFormer(2, in_channels=4), ResNet18UNet(2, in_channels=4)):
+        with refused("3 channels", "this model 4", "--encoder-weights none"):
+            load_encoder_weights(model, "imagenet")
