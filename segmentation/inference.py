@@ -161,8 +161,7 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
     for top, band in bands:
         held = band if held is None else torch.cat([held, band], dim=2)
         ready = int(torch.searchsorted(lower, top + band.shape[2]))  # output rows with both neighbours held
-        step = STRIP_VALUES / (band.shape[1] * max(size[1], output[1]) * max(1, size[0] / output[0]))
-        step = max(1, math.floor(step))
+        step = max(1, STRIP_VALUES // (band.shape[1] * output[1]))
         while start < ready:
             stop = min(start + step, ready)
             begin, end = int(upper[start]), int(lower[stop - 1]) + 1

@@ -92,6 +92,8 @@ def test_small_image_is_padded_at_its_border_only():
     """A kernel of one pixel sees no padding: any padding that moved the image or stayed in the result would show."""
     model, image = convolution(1), torch.rand(1, 3, 5, 9)
     torch.testing.assert_close(predict(model, image, flips=True), model(image).softmax(1).detach())
+    model, repeated = convolution(3), F.pad(image, (0, 23, 0, 27), mode="replicate")
+    torch.testing.assert_close(predict(model, image), predict(model, repeated)[..., :5, :9])
 
 
 @pytest.mark.parametrize("size", [(33, 65), (64, 64), (100, 131), (20, 150), (150, 20), (64, 65)])
@@ -209,11 +211,13 @@ def test_training_goes_on_after_predicting():
 def test_read_only_memory_map(tmp_path):
     np.save(tmp_path / "image.npy", picture(90, 70))
     image = np.load(tmp_path / "image.npy", mmap_mode="r")
+    torch.set_warn_always(True)  # or it warns once in a process, perhaps in another test
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for scale in (1.0, 0.5):
             result = assembled(predict_strips(convolution(1), image, tile=32, scale=scale, device="cpu"))
             assert result.shape == (3, 90, 70)
+    torch.set_warn_always(False)
 
 
 def test_strips_that_are_kept_do_not_change():
