@@ -21,7 +21,7 @@ from segmentation.errors import BadInput
 
 VERSION = 1  # part of every key: raise it when decoding changes
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs; its warning at half of it helps nobody here
+MAX_PIXELS = 178_956_970  # where Pillow by itself refuses to open a file (it warns at half of that)
 ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 
@@ -62,7 +62,7 @@ def store(entry: Path, array: np.ndarray, **facts: Any) -> dict[str, Any]:
             if load_record(entry) is None:  # not just another process that came first
                 raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = error.strerror or "the disk is full"  # numpy reports a short write without a reason
         raise BadInput(
             f"{entry.parent}: cannot write the cache ({reason}); free some space, or set XDG_CACHE_HOME"
         ) from None
@@ -100,8 +100,6 @@ def open_image(path: Path) -> tuple[Image.Image, bytes]:
         raise Unreadable(f"has more than {MAX_PIXELS} pixels; cut it into tiles") from None
     except Exception:  # Pillow's readers raise whatever a broken header makes them stumble over
         raise Unreadable("is not an image that can be read (8 bits, at most 4 bands); save it again as PNG") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise Unreadable(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; cut it into tiles")
     return image, content
 
 
@@ -117,7 +115,8 @@ def _load(image: Image.Image) -> int:
 
 def _raw_mode(image: Image.Image) -> str:
     """How the file stores its pixels, before Pillow changes it; known only until the image is decoded."""
-    arguments = image.tile[0][3] if image.tile else ""
+    tiles = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 

@@ -81,7 +81,7 @@ def _camvid(base: Path, task: str) -> Layout | None:
         return None
     if task == "binary":
         raise BadInput(f"{base}: CamVid has 11 classes, not two; leave out --task binary")
-    folders = [(split, base / split, base / f"{split}annot") for split in SPLITS]
+    folders: list[tuple[str | None, Path, Path]] = [(s, base / s, base / f"{s}annot") for s in SPLITS]
     labels = {**{index: index for index in range(11)}, 11: IGNORED}
     return Layout("camvid", folders, list(CAMVID), list(CAMVID.values()), labels)
 
