@@ -109,13 +109,13 @@ def _bands(
         return
     ends = [top for top, _ in rows[1:]] + [rows[-1][0] + len(rows[-1][1])]
     width = columns[-1][0] + len(columns[-1][1])
-    band = None
+    band = torch.zeros(0)  # until the first tile tells the number of classes
     for (top, row_weights), end in zip(rows, ends, strict=True):
         for left, column_weights in columns:
             window = read(slice(top, top + len(row_weights)), slice(left, left + len(column_weights)))
             weights = row_weights[:, None] * column_weights
             part = _probabilities(model, window, flips).mul(weights.to(window.device)).cpu()
-            if band is None:  # in main memory, so that an accelerator holds one tile whatever the image's size
+            if band.ndim == 1:  # in main memory, so that an accelerator holds one tile whatever the image's size
                 band = torch.zeros(*part.shape[:3], width)
             band[..., left : left + part.shape[3]] += part
         yield top, band[:, :, : end - top]
