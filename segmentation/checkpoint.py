@@ -1,7 +1,7 @@
 """Checkpoints: plain dicts, written whole or not at all, read without running any code.
 
 Keys: `format`, `model` (state dict), `config` (what build_model needs), `classes`, `palette`, `data` (layout, task,
-splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also holds what a resumed run needs, under `resume`.
+splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also what a resumed run needs: `resume`.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 Every function works without a process group, as one rank of one.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -38,6 +39,7 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        atexit.register(dist.destroy_process_group)
     return chosen
 
 
@@ -60,24 +62,36 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
-def agree(flag: bool) -> bool:
-    """True on every rank as soon as it is on one."""
-    return bool(all_reduce_sum(torch.tensor(int(flag))))
+def gather(items: list) -> list:
+    """The items of all ranks, in the order of the ranks, on every rank."""
+    if world_size() == 1:
+        return items
+    lists: list = [None] * world_size()
+    dist.all_gather_object(lists, items)
+    return [item for each in lists for item in each]
 
 
-def on_first_rank(action: Callable[[], T]) -> T:
-    """Run on rank 0 and hand the result to all; a BadInput there is raised on every rank."""
-    outcome: list = [None, None]
+def first_rank_first(action: Callable[[], T]) -> T:
+    """Run on rank 0, then on the others, who find its files in place. A BadInput on rank 0 is raised on every rank."""
+    outcome: tuple[T | None, str | None] = None, None
     if rank() == 0:
         try:
-            outcome[0] = action()
+            outcome = action(), None
         except BadInput as error:
-            outcome[1] = str(error)
+            outcome = None, str(error)
     if world_size() > 1:
-        dist.broadcast_object_list(outcome)
+        message = [outcome[1]]
+        dist.broadcast_object_list(message)
+        outcome = outcome[0], message[0]
     if outcome[1] is not None:
         raise BadInput(outcome[1])
-    return outcome[0]
+    return outcome[0] if rank() == 0 else action()
+
+
+def say(sentence: str) -> None:
+    """Print once, not once a rank."""
+    if rank() == 0:
+        print(sentence, flush=True)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -19,7 +19,7 @@ EPSILON = 1e-7
 
 
 def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """probability N x K x H x W, 0 where not valid; label, valid N x 1 x H x W -> TP, P, T: 3 x K (float64 but on mps)."""
+    """TP, P, T (3 x K, float64 but on mps) of N x K x H x W probabilities, 0 where not valid; others N x 1 x H x W."""
     wide = torch.float32 if probability.device.type == "mps" else torch.float64
     zeros = torch.zeros(probability.shape[1], dtype=wide, device=probability.device)
     tp = zeros.index_add(0, label.flatten(), probability.gather(1, label).flatten().to(wide))

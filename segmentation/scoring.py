@@ -14,10 +14,7 @@ from .distributed import all_reduce_sum, rank, world_size
 from .inference import predict_strips
 from .losses import tversky_loss, tversky_sums
 from .metrics import ConfusionMatrix, confusion_matrix, image_scores
-
-
-class Stopped(Exception):
-    """Scoring was asked to stop before its end."""
+from .stopping import Stopped
 
 
 def score_split(
@@ -33,8 +30,8 @@ def score_split(
     amp: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict:
-    """Scores of the images of data.splits[split]: loss, miou, mpa, pixel_accuracy, iou and accuracy by class, image_miou,
-    image_mpa, confusion (K x K) and images [{name, miou, mpa}].
+    """Scores of the images of data.splits[split]: loss, miou, mpa, pixel_accuracy, iou and accuracy by class,
+    image_miou, image_mpa, confusion (K x K) and images [{name, miou, mpa}].
 
     All ranks call it together and get the same answer; `stop` is called by all of them once for each round of images,
     and if it says True, Stopped is raised.

@@ -118,7 +118,7 @@ class SegFormer(nn.Module):
         """
         features = self.encoder(self.normalise(image), keys)
         logits = self.decoder(features, keys)
-        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear")
+        return F.interpolate(logits.contiguous(), size=image.shape[-2:], mode="bilinear")
 
     @classmethod
     def from_huggingface(cls, path: str | Path) -> "SegFormer":

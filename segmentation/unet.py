@@ -75,4 +75,4 @@ class ResNet18UNet(nn.Module):
         *skips, x = self.encoder(self.normalise(image))
         for expansion in self.decoder:
             x = expansion(x, skips.pop())
-        return F.interpolate(self.classify(x), size=image.shape[-2:], mode="bilinear")
+        return F.interpolate(self.classify(x).contiguous(), size=image.shape[-2:], mode="bilinear")

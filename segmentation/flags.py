@@ -1,0 +1,116 @@
+"""The command line of the scripts: one set of words, their types and their defaults."""
+
+import argparse
+import math
+import os
+
+from .datasets import parse_label_map
+from .errors import BadInput
+from .mix_transformer import VARIANTS
+from .segformer import DECODERS
+
+# What differs for the built-in scenes: nothing to download, and epochs that fit five minutes on two cores.
+SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "augment": 120, "max_minutes": 5.0}
+
+
+def parser_for(description: str, **kwargs: str) -> argparse.ArgumentParser:
+    """An argparse parser whose help shows defaults and fits a terminal."""
+
+    def formatter(prog: str) -> argparse.HelpFormatter:
+        return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110)
+
+    return argparse.ArgumentParser(description=description, formatter_class=formatter, **kwargs)
+
+
+def training_arguments(description: str) -> argparse.Namespace:
+    """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
+    scenes = ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in SCENES_DEFAULTS.items())
+    parser = parser_for(description, epilog=f"Defaults for the built-in scenes: {scenes}.")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=["segformer", "unet", "uformer"], default="segformer", help=" ")
+    model.add_argument("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
+    model.add_argument("--decoder", choices=list(DECODERS), default="conv", help="SegFormer's: ours or the paper's")
+    model.add_argument("--drop-path", type=share, default=0.0, metavar="P", help="stochastic depth; the paper's 0.1")
+    model.add_argument("--dropout", type=share, default=0.0, metavar="P", help="before SegFormer's logits; paper: 0.1")
+    model.add_argument("--init", nargs="+", metavar="FILE", help="start from checkpoints; uformer: one a member")
+    model.add_argument("--encoder-weights", default="imagenet", metavar="W", help="imagenet, none, or a file")
+    model.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
+    model.add_argument("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
+    data.add_argument("--task", choices=["multiclass", "binary"], default="multiclass", help=" ")
+    data.add_argument("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
+    data.add_argument("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
+    data.add_argument("--image-size", type=positive, nargs=2, metavar=("H", "W"), help="resize images to this")
+    data.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"), help="train on random windows")
+    data.add_argument("--augment", type=natural, default=600, metavar="N", help="extra augmented samples an epoch")
+    data.add_argument("--workers", type=natural, default=1, metavar="N", help="processes that prepare samples")
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help=" ")
+    recipe.add_argument("--batch-size", type=positive, default=32, metavar="N", help="of all ranks together")
+    recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
+    recipe.add_argument("--alpha", type=weight, default=0.3, help="Tversky's weight of false positives")
+    recipe.add_argument("--beta", type=weight, default=0.7, help="Tversky's weight of false negatives")
+    recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    recipe.add_argument("--compile", action="store_true", help="torch.compile")
+    recipe.add_argument("--seed", type=natural, default=0, help=" ")
+    minutes = "end after so long, the learning rate falling to 0; such a run cannot resume bit for bit"
+    recipe.add_argument("--max-minutes", type=positive_float, metavar="M", help=minutes)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
+    run.add_argument("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
+    run.add_argument("--save-every", type=positive_float, metavar="M", help="minutes between saves inside an epoch")
+    run.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+
+    if parser.parse_known_args()[0].data == "scenes":
+        parser.set_defaults(**SCENES_DEFAULTS)
+    args = parser.parse_args()
+    if args.freeze_members and args.model != "uformer":
+        parser.error("--freeze-members is for --model uformer")
+    if args.init and len(args.init) > 1 and args.model != "uformer":
+        parser.error("--init takes one checkpoint, but for --model uformer")
+    args.out = args.out or f"runs/{args.model}"
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        args.resume = True
+    return args
+
+
+def natural(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def weight(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def label_map(text: str) -> dict[int, int]:
+    try:
+        return parse_label_map(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,79 @@
+"""A run's folder: who may write it, and its files beside the checkpoints: config.json, history.csv, the marker."""
+
+import csv
+import io
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from .checkpoint import read_checkpoint, write_atomically
+from .distributed import world_size
+from .errors import BadInput
+
+HISTORY = ("epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s")
+MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into exit code 99
+PER_CALL = ("resume", "workers", "device", "max_minutes", "epochs", "save_every", "skip_bad", "compile")
+
+
+def open_run(out: Path, args: dict) -> dict | None:
+    """The checkpoint to go on from, or None for a fresh run, its folder made.
+
+    BadInput if it holds a run and args["resume"] is False, if that run had other settings, or if it cannot be made.
+    """
+    last = out / "last.pt"
+    if last.exists() and args["resume"]:
+        saved = read_checkpoint(last)
+        now, before = (json.loads(json.dumps(settings)) for settings in (args, saved["args"]))
+        differ = [k for k in now if k not in PER_CALL and now[k] != before.get(k)]
+        if differ:
+            listed = ", ".join(f"--{k.replace('_', '-')} {now[k]} (was {before.get(k)})" for k in differ)
+            raise BadInput(f"{last} was trained with other settings: {listed}; use the same, or another --out")
+        (out / MARKER).unlink(missing_ok=True)
+        return saved
+    held = [name for name in ("last.pt", "best.pt") if (out / name).exists()]
+    if held and not args["resume"]:
+        raise BadInput(f"{out} already holds a run ({held[0]}): add --resume to go on with it, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out} cannot be made ({error.strerror}): choose another folder") from error
+    return None
+
+
+def write_config(out: Path, about: dict) -> None:
+    """config.json: what a checkpoint says about its run, to be read by people."""
+    write_atomically(out / "config.json", json.dumps(about, indent=2).encode())
+
+
+def write_history(out: Path, history: list[dict]) -> None:
+    """history.csv: a row an epoch, full precision, all of it each time."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(out / "history.csv", text.getvalue().encode())
+
+
+def environment(device: torch.device) -> dict:
+    """Hardware and versions a run was made with."""
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "device": device.type,
+        "processor": processor,
+        "ranks": world_size(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

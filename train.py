@@ -1,0 +1,358 @@
+"""Train one model: on a CPU or GPU, in one process or in many.
+
+    python train.py                                                  # built-in scenes, nothing to download
+    python train.py --model unet --data DIR --task binary
+    torchrun --nproc_per_node=4 train.py --model segformer           # one node, four GPUs; the same flags
+    python train.py ... --resume                                     # go on where the run in --out was stopped
+
+The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam, reduce on plateau,
+600 augmented samples an epoch. The batch size is global: N ranks compute what one computes.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from segmentation import distributed
+from segmentation.checkpoint import load_checkpoint, save_checkpoint
+from segmentation.datasets import SegmentationDataset, open_dataset
+from segmentation.errors import BadInput, exit_on_bad_input
+from segmentation.flags import training_arguments
+from segmentation.losses import TverskyLoss
+from segmentation.models import build_model
+from segmentation.pretrained import load_encoder_weights
+from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history
+from segmentation.samples import EpochOrder, TrainingSamples, make_loader
+from segmentation.scoring import score_split
+from segmentation.stopping import Clock, Stopped
+
+ANNEAL = 0.5  # with --max-minutes the learning rate falls to 0 over this last share of the time
+
+
+def main() -> None:
+    args = training_arguments(__doc__.split("\n\n")[0])
+    device = distributed.setup(args.device)
+    torch.manual_seed(args.seed)
+    out = Path(args.out)
+    saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
+    clock = Clock(args.max_minutes, saved["resume"]["seconds"] if saved else 0.0)
+
+    # Data
+    data = distributed.first_rank_first(
+        lambda: open_dataset(
+            args.data,
+            task=args.task,
+            seed=args.seed,
+            label_map=args.label_map,
+            skip_bad=args.skip_bad,
+            image_size=args.image_size,
+            splits=saved["data"]["splits"] if saved else None,
+        )
+    )
+    samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed)
+    order = EpochOrder(
+        len(samples), args.batch_size, seed=args.seed, rank=distributed.rank(), world=distributed.world_size()
+    )
+    loader = make_loader(samples, order, args.workers)
+    steps = len(order)
+
+    # Model
+    model, config, weights_from = distributed.first_rank_first(lambda: start_model(args, len(data.classes), saved))
+    model.to(device)
+    frozen = frozen_parts(model, args)
+    for part in frozen:
+        part.requires_grad_(False)
+    parallel = spread(model, device)
+    if args.compile:
+        parallel.compile()
+
+    # Recipe
+    criterion = TverskyLoss(args.alpha, args.beta)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
+    state = {"epoch": 0, "step": 0, "loss_sum": 0.0, "started": clock.now(), "lr": args.lr, "best": -1.0, "history": []}
+    if saved:
+        optimizer.load_state_dict(saved["resume"]["optimizer"])
+        scheduler.load_state_dict(saved["resume"]["scheduler"])
+        state = saved["resume"]["state"]
+
+    about = {
+        "config": config,
+        "classes": data.classes,
+        "palette": data.palette,
+        "data": data.describe(),
+        "args": vars(args),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "encoder_weights": weights_from,
+        "environment": environment(device),
+    }
+    save = partial(save_run, out, model, optimizer, scheduler, state, clock, about)
+    if distributed.rank() == 0:
+        write_config(out, about)
+        introduce(data, model, args, steps, out)
+
+    try:
+        while state["epoch"] < args.epochs and clock.spent() < 1:
+            order.set_epoch(state["epoch"], start=state["step"])
+            train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
+            trained_until = clock.now()
+            scores = score_split(
+                model, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
+            )
+            clock.reserve = clock.now() - trained_until  # the time limit leaves room for the last validation
+            is_best = (scores["miou"] or 0.0) > state["best"]
+            finish_epoch(state, scores, scheduler, clock, trained_until, args.batch_size)
+            if is_best:
+                save("best.pt", scores)
+            save("last.pt", scores)
+            if distributed.rank() == 0:
+                write_history(out, state["history"])
+                print_epoch(state, args.epochs)
+            if clock.poll():
+                raise Stopped
+    except Stopped:
+        save("last.pt")
+        distributed.say(f"interrupted in epoch {state['epoch'] + 1}: the same command with --resume goes on")
+        if distributed.world_size() > 1:  # torchrun would turn the code into 1, or start the ranks again
+            (out / MARKER).touch()
+            return
+        sys.exit(99)
+    distributed.say(f"done in {clock.now() / 60:.1f} minutes: best val mIoU {state['best']:.4f}, {out / 'best.pt'}")
+
+
+def train_one_epoch(
+    model: nn.Module,
+    parallel: nn.Module,
+    frozen: list[nn.Module],
+    loader: DataLoader,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    clock: Clock,
+    save: Callable[[str], None],
+    args: argparse.Namespace,
+) -> None:
+    """From state["step"] to the end of the epoch or of the time. Raises Stopped, `state` complete, after a signal."""
+    model.train()
+    for part in frozen:
+        part.eval()  # BatchNorm's statistics are frozen too
+    device = next(model.parameters()).device
+    state["loss_sum"] = torch.as_tensor(state["loss_sum"], device=device)
+    before: tuple[Tensor, list[str]] | None = None
+    steps = state["step"] + len(loader)
+
+    for batch in loader:
+        image = batch["image"].to(device, non_blocking=True).float() / 255
+        mask = batch["mask"].to(device, non_blocking=True).long()
+        key = batch["key"].to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            logits = parallel(image, key)
+        loss = criterion(logits, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
+        for group in optimizer.param_groups:
+            group["lr"] = state["lr"] * anneal(clock.spent())
+        optimizer.step()
+        before = loss.detach(), batch["name"]
+        state["loss_sum"] += loss.detach()
+        state["step"] += 1
+
+        show_progress(state, steps, args.epochs, loss, clock)
+        if clock.poll():
+            check_finite(before)
+            raise Stopped
+        if clock.spent() >= 1:
+            break
+        if args.save_every is not None and clock.since_save() >= 60 * args.save_every:
+            check_finite(before)
+            save("last.pt")
+    check_finite(before)
+
+
+def anneal(spent: float) -> float:
+    """The factor on the learning rate when so much of the time limit is spent: 1, then a straight line to 0."""
+    return min(1.0, max(0.0, (1 - spent) / ANNEAL))
+
+
+def check_finite(step: tuple[Tensor, list[str]] | None) -> None:
+    """RuntimeError naming the batch's files, before anything is saved, if the step's loss is not a number."""
+    if step is not None and not step[0].isfinite():
+        files = ", ".join(distributed.gather(step[1]))
+        raise RuntimeError(f"the loss is {step[0].item()} on {files}: look at these images, or lower --lr")
+
+
+def start_model(args: argparse.Namespace, num_classes: int, saved: dict | None) -> tuple[nn.Module, dict, dict | None]:
+    """The model as it starts, its configuration, and the source and licence of weights trained elsewhere.
+
+    The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights and random elsewhere.
+    """
+    if saved:
+        model = build_model(saved["config"])
+        model.load_state_dict(saved["model"])
+        return model, saved["config"], saved["encoder_weights"]
+    shape = {"variant": args.variant, "decoder": args.decoder, "drop_path": args.drop_path, "dropout": args.dropout}
+    configs: dict[str, dict] = {
+        "unet": {"model": "unet", "num_classes": num_classes},
+        "segformer": {"model": "segformer", "num_classes": num_classes, **shape},
+    }
+    if args.init:
+        loaded = [load_checkpoint(file) for file in args.init]
+        for file, (_, meta) in zip(args.init, loaded, strict=True):
+            if len(meta["classes"]) != num_classes:
+                raise BadInput(f"{file} knows {len(meta['classes'])} classes, the data has {num_classes}: use another")
+            if args.model not in ("uformer", meta["config"]["model"]):
+                raise BadInput(f"{file} is a {meta['config']['model']}: say --model {meta['config']['model']}")
+        members, metas = zip(*loaded, strict=True)
+        sources = {"init": args.init, "members": [meta["encoder_weights"] for meta in metas]}
+        if args.model != "uformer":
+            return members[0], metas[0]["config"], sources
+        config = {"model": "uformer", "members": [meta["config"] for meta in metas], "weights": None}
+        model = build_model(config)
+        for member, trained in zip(model.members, members, strict=True):
+            member.load_state_dict(trained.state_dict())
+        return model, config, sources
+    if args.model == "uformer":
+        config = {"model": "uformer", "members": list(configs.values()), "weights": None}
+    else:
+        config = configs[args.model]
+    model = build_model(config)
+    if args.encoder_weights == "none":
+        return model, config, None
+    parts = model.members if args.model == "uformer" else [model]
+    sources = [load_encoder_weights(part, args.encoder_weights) for part in parts]
+    return model, config, sources[0] if len(sources) == 1 else {"members": sources}
+
+
+def frozen_parts(model: nn.Module, args: argparse.Namespace) -> list[nn.Module]:
+    """The modules that are not trained."""
+    if args.freeze_members:
+        return [model.members]
+    if args.freeze_encoder:
+        return [part.encoder for part in (model.members if args.model == "uformer" else [model])]
+    return []
+
+
+def spread(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as it is with one rank; over ranks with BatchNorm and gradients of the global batch."""
+    if distributed.world_size() == 1:
+        return model
+    distributed.synchronise_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def finish_epoch(
+    state: dict,
+    scores: dict,
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+    clock: Clock,
+    trained_until: float,
+    batch_size: int,
+) -> None:
+    """Write the epoch's row, step the scheduler, move on to the next epoch."""
+    group = scheduler.optimizer.param_groups[0]
+    row = (
+        state["epoch"] + 1,
+        float(state["loss_sum"]) / state["step"],
+        scores["loss"],
+        scores["miou"],
+        scores["mpa"],
+        group["lr"],
+        clock.now() - state["started"],
+        state["step"] * batch_size / (trained_until - state["started"]),
+    )
+    state["history"].append(dict(zip(HISTORY, row, strict=True)))
+    for each in scheduler.optimizer.param_groups:
+        each["lr"] = state["lr"]  # the plateau's own rate, without the annealing
+    scheduler.step(scores["loss"])
+    state["best"] = max(state["best"], scores["miou"] or 0.0)
+    state |= {"lr": group["lr"], "epoch": state["epoch"] + 1, "step": 0, "loss_sum": 0.0, "started": clock.now()}
+
+
+def save_run(
+    out: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+    state: dict,
+    clock: Clock,
+    about: dict,
+    name: str,
+    scores: dict | None = None,
+) -> None:
+    """Write a checkpoint. All ranks call it, the first writes. A full disk costs this save and is said, no more."""
+    if distributed.rank() != 0:
+        return
+    checkpoint = about | {
+        "model": model.state_dict(),
+        "epoch": state["epoch"],
+        "scores": scores,
+        "history": state["history"],
+        "seconds": clock.now(),
+    }
+    if name == "last.pt":
+        resume = state | {"loss_sum": float(state["loss_sum"])}
+        checkpoint["resume"] = {
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "state": resume,
+            "seconds": clock.now(),
+        }
+    try:
+        save_checkpoint(out / name, checkpoint)
+    except OSError as error:
+        print(f"warning: {out / name} not written ({error.strerror}): the one before it stays", file=sys.stderr)
+    clock.saved()
+
+
+def introduce(data: SegmentationDataset, model: nn.Module, args: argparse.Namespace, steps: int, out: Path) -> None:
+    counts = {split: len(names) for split, names in data.splits.items()}
+    pixels = data.pixel_counts["train"]
+    shares = ", ".join(f"{name} {count / sum(pixels):.1%}" for name, count in zip(data.classes, pixels, strict=True))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"data: {data.layout}, {counts['train']} train, {counts['val']} val, {counts['test']} test images")
+    print(f"train pixels: {shares}")
+    for sentence in data.skipped:
+        print(f"left out: {sentence}")
+    print(f"model: {args.model}, {parameters:,} parameters; {steps} steps an epoch, files in {out}", flush=True)
+
+
+def show_progress(state: dict, steps: int, epochs: int, loss: Tensor, clock: Clock) -> None:
+    """A line that rewrites itself, on a terminal only; a log gets one line an epoch."""
+    if distributed.rank() != 0 or not sys.stdout.isatty() or state["step"] % 5:
+        return
+    seconds = clock.now() - state["started"]
+    rate = state["step"] / seconds
+    left = ((epochs - state["epoch"]) * steps - state["step"]) / rate
+    if clock.limit is not None:
+        left = min(left, clock.limit - clock.now())
+    print(
+        f"\r\033[Kepoch {state['epoch'] + 1}/{epochs}  step {state['step']}/{steps}  loss {loss.item():.4f}  "
+        f"{left / 60:.1f} minutes left",
+        end="",
+        flush=True,
+    )
+
+
+def print_epoch(state: dict, epochs: int) -> None:
+    row = state["history"][-1]
+    print(
+        f"{chr(13) if sys.stdout.isatty() else ''}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  "
+        f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  mPA {row['val_mpa']:.4f}  "
+        f"best {state['best']:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  {row['seconds']:.0f} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)
