@@ -378,7 +378,7 @@ def test_bad_files_are_one_sentence_and_run_nothing(kind, name, classifier, tmp_
     elif kind == "text":
         file.write_text("<html>not found</html>\n")
     else:
-        torch.save({"nest": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[kind], file)
+        torch.save({"nested": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[kind], file)
     for load in (lambda: load_encoder_weights(SegFormer(2), file), lambda: segformer_from_huggingface(file)):
         with refused(str(file)):
             load()
