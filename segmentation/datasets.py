@@ -294,3 +294,28 @@ def _listing(title: str, problems: list[str]) -> str:
     others = [problem for problem in problems if not (last and problem.endswith(ANTIALIASED))]
     more = [f"... and {len(others) - LISTED} more"] if len(others) > LISTED else []
     return "\n  ".join([title, *others[:LISTED], *more, *last])
+
+
+def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> SegmentationDataset:
+    """The data of a checkpoint, with its splits, so that no score is ever taken on a training image.
+
+    folder: where the same files lie now, or another data set of the same classes, which then has its own splits.
+    BadInput if its classes are not the checkpoint's.
+    """
+    described = dict(meta["data"])
+    described.pop("layout")
+    root = described.pop("root")
+    if folder is not None and folder != root:
+        root = folder
+        names = [name for split in described["splits"].values() for name in split]
+        if folder == "scenes" or not all(Path(folder, name).exists() for name in names):
+            described["splits"] = None
+    data = open_dataset(root, **described)
+    if described["splits"] is not None and len(data.classes) <= len(meta["classes"]):
+        data.classes, data.palette = meta["classes"], meta["palette"]  # a split may lack the highest labels
+    if data.classes != meta["classes"]:
+        raise BadInput(
+            f"{root} has the {len(data.classes)} classes {', '.join(data.classes)}, "
+            f"the checkpoint knows {len(meta['classes'])}: {', '.join(meta['classes'])}; give data of the same classes"
+        )
+    return data

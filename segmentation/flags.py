@@ -79,6 +79,24 @@ def training_arguments(description: str) -> argparse.Namespace:
     return args
 
 
+def evaluation_arguments(description: str) -> argparse.Namespace:
+    """Parse evaluate.py's command line."""
+    parser = parser_for(description)
+    parser.add_argument("checkpoint", help="what train.py or ensemble.py wrote")
+    add_scoring_flags(parser)
+    parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="val where there is no test")
+    parser.add_argument("--json", metavar="FILE", help="write all scores to this file")
+    return parser.parse_args()
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """What evaluate.py and ensemble.py share."""
+    parser.add_argument("--data", metavar="DIR", help="where the data lie now (default: where they were in training)")
+    parser.add_argument("--tile", type=positive, metavar="S", help="predict in overlapping tiles of this side")
+    parser.add_argument("--flips", action="store_true", help="average over flipped images")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
 def natural(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
