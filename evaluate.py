@@ -53,9 +53,7 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     present = sum(value is not None for value in scores["iou"].values())
     print(f"{name} on {len(scores['images'])} {split} images")
     print(f"loss            {scores['loss']:.4f}   Tversky, one loss over all pixels")
-    print(
-        f"mIoU            {number(scores['miou'])}   one confusion matrix, mean over {present} of {len(scores['iou'])} classes"
-    )
+    print(f"mIoU            {number(scores['miou'])}   of all pixels, over {present} of {len(scores['iou'])} classes")
     print(f"mPA             {number(scores['mpa'])}")
     print(f"pixel accuracy  {number(scores['pixel_accuracy'])}")
     print(f"image mIoU      {number(scores['image_miou'])}   mean over images for each class, then over classes")

@@ -66,7 +66,7 @@ def environment(device: torch.device) -> dict:
         "ranks": world_size(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
 
