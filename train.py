@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
-from segmentation.checkpoint import load_checkpoint, save_checkpoint
+from segmentation.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import training_arguments
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
 from segmentation.pretrained import load_encoder_weights
-from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history
+from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.scoring import score_split
 from segmentation.stopping import Clock, Stopped
@@ -39,11 +39,13 @@ ANNEAL = 0.5  # with --max-minutes the learning rate falls to 0 over this last s
 
 def main() -> None:
     args = training_arguments(__doc__.split("\n\n")[0])
+    clock = Clock(args.max_minutes)  # first of all: from here on a signal is noted, whatever goes on
     device = distributed.setup(args.device)
     torch.manual_seed(args.seed)
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
-    clock = Clock(args.max_minutes, saved["resume"]["seconds"] if saved else 0.0)
+    if saved:
+        clock.go_on_from(saved["resume"]["seconds"])
 
     # Data
     data = distributed.first_rank_first(
@@ -79,7 +81,8 @@ def main() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
-    state = {"epoch": 0, "step": 0, "loss_sum": 0.0, "started": clock.now(), "lr": args.lr, "best": -1.0, "history": []}
+    state: dict = {"epoch": 0, "step": 0, "loss_sum": 0.0, "lr": args.lr, "best": -1.0, "history": []}
+    state |= {"started": clock.now(), "time_up": 0.0}
     if saved:
         optimizer.load_state_dict(saved["resume"]["optimizer"])
         scheduler.load_state_dict(saved["resume"]["scheduler"])
@@ -98,34 +101,42 @@ def main() -> None:
     save = partial(save_run, out, model, optimizer, scheduler, state, clock, about)
     if distributed.rank() == 0:
         write_config(out, about)
+        if saved:
+            write_history(out, state["history"])
         introduce(data, model, args, steps, out)
 
+    written = True
     try:
-        while state["epoch"] < args.epochs and clock.spent() < 1:
+        while not finished(state, args):
             order.set_epoch(state["epoch"], start=state["step"])
             train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
-            trained_until = clock.now()
+            trained_until, agreed = clock.now(), clock.agreed
             scores = score_split(
                 model, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
             )
-            clock.reserve = clock.now() - trained_until  # the time limit leaves room for the last validation
-            is_best = (scores["miou"] or 0.0) > state["best"]
-            finish_epoch(state, scores, scheduler, clock, trained_until, args.batch_size)
-            if is_best:
-                save("best.pt", scores)
-            save("last.pt", scores)
+            clock.poll()
+            clock.reserve = clock.agreed - agreed  # the time limit leaves room for the last validation
+            best_before = state["best"]
+            finish_epoch(state, scores, scheduler, clock, trained_until, args)
+            written = state["best"] == best_before or save("best.pt", scores)
+            if not written:
+                state["best"] = best_before  # of the file best.pt, so that the next good epoch replaces it
+            written = save("last.pt", scores) and written
             if distributed.rank() == 0:
-                write_history(out, state["history"])
+                written = write_history(out, state["history"]) and written
                 print_epoch(state, args.epochs)
-            if clock.poll():
+            if clock.poll() and not finished(state, args):
                 raise Stopped
     except Stopped:
-        save("last.pt")
+        if not save("last.pt"):
+            sys.exit(f"error: interrupted in epoch {state['epoch'] + 1}, and the last save failed")
         distributed.say(f"interrupted in epoch {state['epoch'] + 1}: the same command with --resume goes on")
         if distributed.world_size() > 1:  # torchrun would turn the code into 1, or start the ranks again
             (out / MARKER).touch()
             return
         sys.exit(99)
+    if not written:
+        sys.exit(f"error: done, but the last save failed: the files in {out} are of an earlier moment")
     distributed.say(f"done in {clock.now() / 60:.1f} minutes: best val mIoU {state['best']:.4f}, {out / 'best.pt'}")
 
 
@@ -138,7 +149,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     state: dict,
     clock: Clock,
-    save: Callable[[str], None],
+    save: Callable[[str], bool],
     args: argparse.Namespace,
 ) -> None:
     """From state["step"] to the end of the epoch or of the time. Raises Stopped, `state` complete, after a signal."""
@@ -197,9 +208,7 @@ def start_model(args: argparse.Namespace, num_classes: int, saved: dict | None) 
     The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights and random elsewhere.
     """
     if saved:
-        model = build_model(saved["config"])
-        model.load_state_dict(saved["model"])
-        return model, saved["config"], saved["encoder_weights"]
+        return restore_model(saved, f"{args.out}/last.pt"), saved["config"], saved["encoder_weights"]
     shape = {"variant": args.variant, "decoder": args.decoder, "drop_path": args.drop_path, "dropout": args.dropout}
     configs: dict[str, dict] = {
         "unet": {"model": "unet", "num_classes": num_classes},
@@ -251,13 +260,18 @@ def spread(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def finished(state: dict, args: argparse.Namespace) -> bool:
+    """All epochs are trained, or the time limit is used up; on resume either may have been raised."""
+    return state["epoch"] >= args.epochs or (args.max_minutes is not None and state["time_up"] >= args.max_minutes)
+
+
 def finish_epoch(
     state: dict,
     scores: dict,
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
     clock: Clock,
     trained_until: float,
-    batch_size: int,
+    args: argparse.Namespace,
 ) -> None:
     """Write the epoch's row, step the scheduler, move on to the next epoch."""
     group = scheduler.optimizer.param_groups[0]
@@ -269,7 +283,7 @@ def finish_epoch(
         scores["mpa"],
         group["lr"],
         clock.now() - state["started"],
-        state["step"] * batch_size / (trained_until - state["started"]),
+        state["step"] * args.batch_size / (trained_until - state["started"]),
     )
     state["history"].append(dict(zip(HISTORY, row, strict=True)))
     for each in scheduler.optimizer.param_groups:
@@ -277,6 +291,8 @@ def finish_epoch(
     scheduler.step(scores["loss"])
     state["best"] = max(state["best"], scores["miou"] or 0.0)
     state |= {"lr": group["lr"], "epoch": state["epoch"] + 1, "step": 0, "loss_sum": 0.0, "started": clock.now()}
+    if clock.spent() >= 1:
+        state["time_up"] = args.max_minutes
 
 
 def save_run(
@@ -289,30 +305,40 @@ def save_run(
     about: dict,
     name: str,
     scores: dict | None = None,
-) -> None:
-    """Write a checkpoint. All ranks call it, the first writes. A full disk costs this save and is said, no more."""
-    if distributed.rank() != 0:
-        return
-    checkpoint = about | {
-        "model": model.state_dict(),
-        "epoch": state["epoch"],
-        "scores": scores,
-        "history": state["history"],
-        "seconds": clock.now(),
-    }
-    if name == "last.pt":
-        resume = state | {"loss_sum": float(state["loss_sum"])}
-        checkpoint["resume"] = {
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "state": resume,
+) -> bool:
+    """Write a checkpoint; all ranks call it, the first writes. False if it cannot be written, which is said, no more.
+
+    RuntimeError instead of a checkpoint whose weights are not numbers.
+    """
+    failed, not_numbers = False, False
+    if distributed.rank() == 0:
+        weights = model.state_dict()
+        not_numbers = any(bool(weight.isnan().any()) for weight in weights.values())
+        checkpoint = about | {
+            "model": weights,
+            "epoch": state["epoch"],
+            "scores": scores,
+            "history": state["history"],
             "seconds": clock.now(),
         }
-    try:
-        save_checkpoint(out / name, checkpoint)
-    except OSError as error:
-        print(f"warning: {out / name} not written ({error.strerror}): the one before it stays", file=sys.stderr)
+        if name == "last.pt":
+            resume = state | {"loss_sum": float(state["loss_sum"])}
+            checkpoint["resume"] = {
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "state": resume,
+                "seconds": clock.now(),
+            }
+        if not not_numbers:
+            failed = not written_or_said(out / name, lambda: save_checkpoint(out / name, checkpoint))
+    failed, not_numbers = (
+        bool(flag) for flag in distributed.all_reduce_sum(torch.tensor([int(failed), int(not_numbers)]))
+    )
+    if not_numbers:
+        where = f"epoch {state['epoch'] + 1}, step {state['step']}"
+        raise RuntimeError(f"weights are no longer numbers in {where}: lower --lr; {out} keeps what was saved before")
     clock.saved()
+    return not failed
 
 
 def introduce(data: SegmentationDataset, model: nn.Module, args: argparse.Namespace, steps: int, out: Path) -> None:

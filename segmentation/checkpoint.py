@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import pickle
+import textwrap
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
     OSError (a full disk, no permission) leaves the old file as it was and no temporary one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -70,9 +71,17 @@ def read_checkpoint(path: str | Path) -> dict:
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
     """A checkpoint's model, in eval mode on the CPU, and all the rest it says (a dict without the weights)."""
     meta = read_checkpoint(path)
-    model = build_model(meta["config"])
-    try:
-        model.load_state_dict(meta.pop("model"))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise BadInput(f"{path}: its weights do not fit its configuration {meta['config']}: {error}") from error
+    model = restore_model(meta, path)
+    del meta["model"]
     return model.eval(), meta
+
+
+def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
+    """The model of what `read_checkpoint` gave, with its weights. BadInput, naming the path, if they do not fit."""
+    try:
+        model = build_model(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        reason = textwrap.shorten(str(error).strip().splitlines()[-1], 200)
+        raise BadInput(f"{path}: its weights do not fit its configuration ({reason}): give another one") from error
+    return model

@@ -57,8 +57,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     recipe.add_argument("--compile", action="store_true", help="torch.compile")
     recipe.add_argument("--seed", type=natural, default=0, help=" ")
-    minutes = "end after so long, the learning rate falling to 0; such a run cannot resume bit for bit"
-    recipe.add_argument("--max-minutes", type=positive_float, metavar="M", help=minutes)
+    minutes = "end after so long, the learning rate falling to 0; such a run cannot resume bit for bit; 0: no limit"
+    recipe.add_argument("--max-minutes", type=weight, default=0, metavar="M", help=minutes)
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
@@ -73,6 +73,11 @@ def training_arguments(description: str) -> argparse.Namespace:
         parser.error("--freeze-members is for --model uformer")
     if args.init and len(args.init) > 1 and args.model != "uformer":
         parser.error("--init takes one checkpoint, but for --model uformer")
+    if args.init and args.model == "uformer" and len(args.init) != 2:
+        parser.error(f"--init takes two checkpoints for --model uformer, not {len(args.init)}")
+    if args.alpha == args.beta == 0:
+        parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
+    args.max_minutes = args.max_minutes or None
     args.out = args.out or f"runs/{args.model}"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         args.resume = True
@@ -89,6 +94,28 @@ def evaluation_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def ensemble_arguments(description: str) -> argparse.Namespace:
+    """Parse ensemble.py's command line."""
+    parser = parser_for(description)
+    parser.add_argument("checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--weights", type=weight, nargs="+", metavar="W", help="one a checkpoint")
+    how.add_argument("--search", action="store_true", help="find the weights of best mIoU on val (without --weights)")
+    parser.add_argument("--per-class", action="store_true", help="find a weight for each checkpoint and class")
+    parser.add_argument("--out", metavar="FILE", help="write the average as a checkpoint")
+    add_scoring_flags(parser)
+    args = parser.parse_args()
+    if len(args.checkpoints) < 2:
+        parser.error("an average needs two checkpoints or more")
+    if args.weights and len(args.weights) != len(args.checkpoints):
+        parser.error(f"{len(args.checkpoints)} checkpoints need as many --weights, not {len(args.weights)}")
+    if args.weights and not any(args.weights):
+        parser.error("--weights are all 0: give one above 0")
+    if args.weights and args.per_class:
+        parser.error("--per-class is for weights that are searched, leave --weights out")
+    return args
+
+
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """What evaluate.py and ensemble.py share."""
     parser.add_argument("--data", metavar="DIR", help="where the data lie now (default: where they were in training)")
@@ -98,8 +125,8 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def natural(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
+    if not 0 <= (value := int(text)) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is negative or beyond 63 bits")
     return value
 
 

@@ -5,17 +5,19 @@ import io
 import json
 import os
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from .checkpoint import read_checkpoint, write_atomically
-from .distributed import world_size
+from .distributed import rank, world_size
 from .errors import BadInput
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s")
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into exit code 99
-PER_CALL = ("resume", "workers", "device", "max_minutes", "epochs", "save_every", "skip_bad", "compile")
+PER_CALL = ("resume", "workers", "device", "max_minutes", "epochs", "save_every", "skip_bad", "compile", "out")
 
 
 def open_run(out: Path, args: dict) -> dict | None:
@@ -24,37 +26,57 @@ def open_run(out: Path, args: dict) -> dict | None:
     BadInput if it holds a run and args["resume"] is False, if that run had other settings, or if it cannot be made.
     """
     last = out / "last.pt"
-    if last.exists() and args["resume"]:
-        saved = read_checkpoint(last)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = [name for name in ("last.pt", "best.pt") if (out / name).exists()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise BadInput(f"--out {out} cannot be used as a folder ({reason}): choose another") from error
+    if held and not args["resume"]:
+        raise BadInput(f"{out} already holds a run ({held[0]}): add --resume to go on with it, or choose another --out")
+    saved = read_checkpoint(last) if last.exists() else None
+    if saved and not {"resume", "args", "data", "encoder_weights"} <= saved.keys():
+        raise BadInput(f"{last} holds no run to go on with: give it back its own last.pt, or choose another --out")
+    if saved:
         now, before = (json.loads(json.dumps(settings)) for settings in (args, saved["args"]))
         differ = [k for k in now if k not in PER_CALL and now[k] != before.get(k)]
         if differ:
             listed = ", ".join(f"--{k.replace('_', '-')} {now[k]} (was {before.get(k)})" for k in differ)
             raise BadInput(f"{last} was trained with other settings: {listed}; use the same, or another --out")
-        (out / MARKER).unlink(missing_ok=True)
-        return saved
-    held = [name for name in ("last.pt", "best.pt") if (out / name).exists()]
-    if held and not args["resume"]:
-        raise BadInput(f"{out} already holds a run ({held[0]}): add --resume to go on with it, or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {out} cannot be made ({error.strerror}): choose another folder") from error
-    return None
+    if rank() == 0:
+        for left in (out / MARKER, *out.glob(".*.writing")):  # what a run killed while it wrote left behind
+            left.unlink(missing_ok=True)
+    return saved
 
 
 def write_config(out: Path, about: dict) -> None:
-    """config.json: what a checkpoint says about its run, to be read by people."""
-    write_atomically(out / "config.json", json.dumps(about, indent=2).encode())
+    """config.json: what a checkpoint says about its run, to be read by people. BadInput if it cannot be written."""
+    try:
+        write_atomically(out / "config.json", json.dumps(about, indent=2).encode())
+    except OSError as error:
+        raise BadInput(
+            f"{out / 'config.json'} cannot be written ({error.strerror}): make room, or choose --out"
+        ) from error
 
 
-def write_history(out: Path, history: list[dict]) -> None:
-    """history.csv: a row an epoch, full precision, all of it each time."""
+def write_history(out: Path, history: list[dict]) -> bool:
+    """history.csv: a row an epoch, full precision, all of it each time. False, and said, if it cannot be written."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    write_atomically(out / "history.csv", text.getvalue().encode())
+    path = out / "history.csv"
+    return written_or_said(path, lambda: write_atomically(path, text.getvalue().encode()))
+
+
+def written_or_said(path: Path, write: Callable[[], None]) -> bool:
+    """Whether `write` could write the file. A full disk costs one save and is said, the run goes on."""
+    try:
+        write()
+    except OSError as error:
+        print(f"warning: {path} not written ({error.strerror}): the one before it stays", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def environment(device: torch.device) -> dict:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segmentation.errors import BadInput
+from segmentation.stopping import ignore_signals
 from segmentation.transforms import draw_augmentation, draw_crop, transform_pair
 
 
@@ -98,4 +99,5 @@ def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> Da
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
     )

@@ -20,15 +20,18 @@ class Clock:
     A signal only sets a flag: the step goes on to its end, where `poll` tells every rank.
     """
 
-    def __init__(self, limit_minutes: float | None = None, seconds_before: float = 0.0):
+    def __init__(self, limit_minutes: float | None = None):
         self.limit = None if limit_minutes is None else 60 * limit_minutes
         self.reserve = 0.0  # seconds of the limit to keep for what follows training
-        self.agreed = seconds_before
-        self.start = time.monotonic() - seconds_before
-        self.last_save = seconds_before
         self.noted = False
+        self.go_on_from(0.0)
         for number in SIGNALS:
             signal.signal(number, self._note)
+
+    def go_on_from(self, seconds: float) -> None:
+        """Count from so many seconds on, those of the run before it was stopped."""
+        self.start = time.monotonic() - seconds
+        self.agreed = self.last_save = seconds
 
     def _note(self, number: int, frame: object) -> None:
         self.noted = True
@@ -53,3 +56,9 @@ class Clock:
 
     def saved(self) -> None:
         self.last_save = self.now()
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For the processes that prepare samples: torchrun signals them too, and a rank without them could not save."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
