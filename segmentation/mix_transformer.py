@@ -46,7 +46,7 @@ def keyed_uniform(keys: Tensor, salt: int, shape: tuple[int, ...]) -> Tensor:
         return x ^ ((x >> 31) & (2**33 - 1))
 
     golden = -0x61C8864680B583EB
-    counter = torch.arange(math.prod(shape), device=keys.device) * golden
+    counter = torch.arange(math.prod(shape), device=keys.device)
     bits = mix(mix(keys + salt * golden % 2**62)[:, None] + counter)
     return ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24).view(len(keys), *shape)
 
