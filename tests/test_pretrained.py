@@ -360,6 +360,7 @@ class Hostile:
         return Path.touch, (self.flag,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     "kind", ["hostile", "hostile pickle", "truncated", "empty", "text", "nested", "numbers", "list"]
 )
