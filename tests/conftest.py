@@ -1,0 +1,55 @@
+"""What tests share: a cache of their own, and scripts run inside the test's process."""
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded data of tests never meet the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pairs of 40 x 56 pixels: a bright disc (1) and a dark box (2) on noise (0), some pixels ignored."""
+    root = tmp_path_factory.mktemp("tiny")
+    rows, columns = np.mgrid[:40, :56]
+    for number in range(24):
+        generator = np.random.default_rng(number)
+        (y, x), (top, left) = generator.integers((8, 8), (32, 48)), generator.integers((0, 0), (24, 40))
+        mask = np.zeros((40, 56), np.uint8)
+        mask[(rows - y) ** 2 + (columns - x) ** 2 < 60] = 1
+        mask[top : top + 14, left : left + 14] = 2
+        image = np.array([110, 230, 20])[mask][..., None] + generator.normal(0, 12, (40, 56, 3))
+        mask[:2] = 255
+        for folder, array in (("images", image.clip(0, 255).astype(np.uint8)), ("masks", mask)):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{number:02}.png")
+    return root
+
+
+def run_script(name: str, *arguments: object) -> int:
+    """Run train, evaluate or ensemble as its command line would, without a new process -> its exit code."""
+    from segmentation.errors import exit_on_bad_input
+
+    script = importlib.import_module(name)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        try:
+            exit_on_bad_input(script.main)
+        except SystemExit as end:
+            return end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return 0

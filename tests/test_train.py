@@ -1,0 +1,69 @@
+"""train.py and evaluate.py from end to end, on a tiny folder."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_script
+
+from segmentation import ResNet18UNet, load_checkpoint
+
+FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
+
+
+@pytest.fixture(scope="module", params=["segformer", "unet"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A finished run of three epochs."""
+    out = tmp_path_factory.mktemp("runs") / request.param
+    assert run_script("train", "--data", tiny_folder, "--model", request.param, *FLAGS, "--out", out) == 0
+    return out
+
+
+def test_a_run_leaves_what_it_says(run: Path):
+    assert {"best.pt", "last.pt", "config.json", "history.csv"} <= {path.name for path in run.iterdir()}
+    with open(run / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["classes"] == ["0", "1", "2"]
+
+
+def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):
+    assert run_script("evaluate", run / "best.pt", "--split", "val", "--json", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    with open(run / "history.csv") as file:
+        best = max(csv.DictReader(file), key=lambda row: float(row["val_miou"]))
+    assert scores["miou"] == float(best["val_miou"])
+    assert scores["mpa"] == float(best["val_mpa"])
+    assert scores["loss"] == pytest.approx(float(best["val_loss"]), abs=1e-7)
+    assert sum(map(sum, scores["confusion"])) == 5 * 38 * 56
+    assert len(scores["images"]) == 5
+
+
+def test_a_checkpoint_says_everything_about_itself(run: Path):
+    model, meta = load_checkpoint(run / "best.pt")
+    assert model(torch.rand(1, 3, 40, 50)).shape == (1, 3, 40, 50)
+    assert {"config", "classes", "palette", "data", "args", "command", "environment", "history", "scores"} <= set(meta)
+    splits = meta["data"]["splits"]
+    assert not set(splits["train"]) & (set(splits["val"]) | set(splits["test"]))
+
+
+def test_the_model_learns(run: Path):
+    with open(run / "history.csv") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses[2] < losses[0]
+
+
+def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder: Path):
+    flags = ("--model", "unet", "--freeze-encoder", *FLAGS, "--out", tmp_path / "a")
+    assert run_script("train", "--data", tiny_folder, *flags) == 0
+    torch.manual_seed(0)
+    start = ResNet18UNet(3).state_dict()
+    trained = load_checkpoint(tmp_path / "a" / "last.pt")[0].state_dict()
+    for name, value in start.items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, trained[name]), name
+    assert not torch.equal(start["classify.weight"], trained["classify.weight"])
