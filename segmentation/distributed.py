@@ -5,13 +5,13 @@ Every function works without a process group, as one rank of one.
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 
 from .errors import BadInput
@@ -43,23 +43,45 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
     return chosen
 
 
+_alone = False
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this rank is one of one: what it sums, it sums by itself."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+class AllReduceSum(torch.autograd.Function):
+    """Sum over ranks, whose backward is a sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return AllReduceSum.apply(gradient)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks; its backward sums over ranks too. The tensor itself with one rank."""
-    if world_size() == 1:
-        return x
-    if x.requires_grad:
-        return differentiable.all_reduce(x)
-    x = x.clone()
-    dist.all_reduce(x)
-    return x
+    return x if world_size() == 1 else AllReduceSum.apply(x)
 
 
 def gather(items: list) -> list:

@@ -1,0 +1,251 @@
+"""Do N ranks compute what one process computes? Prints a table: model x way to spread it x ranks.
+
+    python tests/benchmarks/parity.py                     # 1, 2, 3 and 4 ranks on this machine's CPU, gloo
+    python tests/benchmarks/parity.py --ranks 1 2 --steps 5
+
+Each run starts from the same weights and takes the same steps of Adam on the same global batches, in float64, so that
+what remains is error and not rounding: batches of 7, which no number of ranks divides, the first three images of every
+third batch with nothing but ignored pixels. Beside the exact runs stand the deck's two mistakes.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from segmentation import distributed, losses, parallel  # noqa: E402
+from segmentation.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
+from segmentation.losses import TverskyLoss  # noqa: E402
+from segmentation.models import build_model  # noqa: E402
+from segmentation.samples import EpochOrder  # noqa: E402
+from segmentation.scoring import score_split  # noqa: E402
+
+CLASSES, SIDE, BATCH = 5, 40, 7
+CONFIGS = {
+    "segformer": {"model": "segformer", "num_classes": CLASSES, "drop_path": 0.1, "dropout": 0.1},
+    "segformer mlp": {"model": "segformer", "num_classes": CLASSES, "decoder": "mlp"},
+    "unet": {"model": "unet", "num_classes": CLASSES},
+    "uformer": {
+        "model": "uformer",
+        "members": [{"model": "unet", "num_classes": CLASSES}, {"model": "segformer", "num_classes": CLASSES}],
+        "weights": None,
+    },
+}
+MISTAKES = {
+    "loss": "loss of each rank, averaged",
+    "batchnorm": "BatchNorm of each rank",
+    "deck": "both",
+    "half": "gradient not summed over ranks",
+}
+
+
+class Pictures:
+    """Noise with bright rectangles whose brightness is their class, as `score_split` wants a data set."""
+
+    classes = [str(k) for k in range(CLASSES)]
+    splits = {"val": ["0", "1", "2", "3", "4"], "single": ["0"]}
+
+    def mask(self, name: str) -> np.ndarray:
+        generator = np.random.default_rng(int(name))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        for _ in range(4):
+            top, left = generator.integers(0, SIDE - 10, 2)
+            mask[top : top + 16, left : left + 16] = generator.integers(CLASSES)
+        return mask
+
+    def image(self, name: str) -> np.ndarray:
+        noise = np.random.default_rng([int(name), 1]).integers(0, 60, (SIDE, SIDE, 3))
+        return (noise + 45 * self.mask(name)[..., None]).clip(0, 255).astype(np.uint8)
+
+
+def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The global batch of a step: images in the default dtype, masks, keys."""
+    names = [str(1000 + BATCH * step + i) for i in range(BATCH)]
+    images = torch.stack([torch.from_numpy(Pictures().image(name)) for name in names]).permute(0, 3, 1, 2)
+    masks = torch.stack([torch.from_numpy(Pictures().mask(name)) for name in names]).long()
+    masks[:, :4] = 255
+    if step % 3 == 0:
+        masks[:3] = 255  # all that the first of 2, 3 or 4 ranks gets
+    keys = torch.arange(BATCH) * 1_000_003 + step
+    return images.to(torch.get_default_dtype()) / 255, masks, keys
+
+
+def not_summed(x: Tensor) -> Tensor:
+    """all_reduce_sum without the sum in its backward."""
+    return x + (distributed.all_reduce_sum(x.detach()) - x.detach())
+
+
+def run(
+    model: str = "segformer",
+    way: str = "ddp",
+    steps: int = 20,
+    dtype: str = "float64",
+    mistake: str | None = None,
+    start: str | None = None,
+    save: str | None = None,
+    first: int = 0,
+    device: str = "cpu",
+) -> dict:
+    """Train on this rank, with all others. Called in every rank alike; see `launch`.
+
+    start and save: checkpoints to go on from and to write. first: the step to begin with.
+    Gives gradient (of the first step) and weights (both whole, by name), losses, lr, confusion, bytes (of this rank's
+    weights) and images_per_s.
+    """
+    torch.set_default_dtype(getattr(torch, dtype))
+    torch.manual_seed(0)
+    place = torch.device(device)
+    bare = build_model(CONFIGS[model])
+    saved = read_checkpoint(start) if start else None
+    if saved:
+        bare.load_state_dict(saved["model"])
+    bare.to(place)
+    criterion = TverskyLoss()
+    originals = losses.all_reduce_sum, parallel.synchronise_batchnorm
+    if mistake == "half":
+        losses.all_reduce_sum = not_summed
+    if mistake in ("batchnorm", "deck"):
+        parallel.synchronise_batchnorm = lambda model: model
+    within: Callable = distributed.alone if mistake in ("loss", "deck") else nullcontext
+    try:
+        return _train(bare, CONFIGS[model], way, criterion, within, saved, steps, first, save, place)
+    finally:
+        losses.all_reduce_sum, parallel.synchronise_batchnorm = originals
+
+
+def _train(
+    bare: nn.Module,
+    config: dict,
+    way: str,
+    criterion: nn.Module,
+    within: Callable,
+    saved: dict | None,
+    steps: int,
+    first: int,
+    save: str | None,
+    place: torch.device,
+) -> dict:
+    spread = parallel.spread(bare, way, place, criterion)
+    optimizer = torch.optim.Adam([p for p in spread.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    if saved:
+        parallel.load_optimizer_state(spread, optimizer, saved["resume"]["optimizer"])
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
+    share, shares = parallel.batch_share(way)
+    rows = EpochOrder(BATCH, BATCH, seed=0, rank=share, world=shares).slice
+    batches = [batch_of(step) for step in range(first, first + steps)]
+    bare.train()
+    history, gradient, began = [], {}, 0.0
+    for step, batch in enumerate(batches):
+        image, mask, keys = (x[rows].to(place) for x in batch)
+        began = began if step > 1 else time.perf_counter()  # the first steps plan and allocate
+        optimizer.zero_grad()
+        if isinstance(spread, parallel.Pipeline):
+            loss = spread.forward_backward(image, mask, keys)
+        else:
+            logits = spread(image, keys)
+            with within():
+                loss = criterion(logits, mask)
+            loss.backward()
+        if step == 0:
+            own = {k: parallel.whole(p.grad).cpu() for k, p in bare.named_parameters() if p.grad is not None}
+            parts = distributed.gather([own]) if isinstance(spread, parallel.Pipeline) else [own]
+            gradient = {name: value.clone() for part in parts for name, value in part.items()}
+        optimizer.step()
+        history.append(loss.item())
+        if step % 8 == 7:
+            scheduler.step(distributed.all_reduce_sum(loss.detach()).item() / distributed.world_size())
+    seconds = time.perf_counter() - began
+    weights = {name: value.clone() for name, value in parallel.weights(spread).items()}
+    state = parallel.optimizer_state(spread, optimizer)
+    if save and distributed.rank() == 0:
+        pieces = {"model": weights, "config": config, "classes": Pictures.classes, "resume": {"optimizer": state}}
+        save_checkpoint(save, pieces)
+    whole = copy.deepcopy(parallel.whole_model(spread, config)).float().eval()
+    scores = {split: score_split(whole, Pictures(), split, device=place) for split in Pictures.splits}
+    held = [getattr(p, "_local_tensor", p) for p in spread.parameters()]
+    return {
+        "gradient": gradient,
+        "weights": weights,
+        "optimizer": state,
+        "losses": history,
+        "lr": optimizer.param_groups[0]["lr"],
+        "confusion": scores["val"]["confusion"],
+        "single": scores["single"]["confusion"],
+        "loss": scores["val"]["loss"],
+        "bytes": sum(p.numel() * p.element_size() for p in held),
+        "images_per_s": BATCH * (steps - 1) / seconds,
+    }
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Norm of the difference of two sets of tensors over the norm of the second: one number for all of them."""
+    assert one.keys() == other.keys()
+    difference = sum((one[k].double() - other[k].double()).square().sum() for k in other)
+    return float((difference / sum(value.double().square().sum() for value in other.values())).sqrt())
+
+
+def launch(ranks: int, cases: list[dict], timeout: float = 300) -> list[list[dict]]:
+    """Run cases, one after another, in one start of so many ranks: [case][rank] -> what `run` gives."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker"]
+        subprocess.run(
+            [sys.executable, *command, folder, json.dumps(cases)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=timeout,
+            check=True,
+        )
+        files = [[Path(folder) / f"{case}-{rank}.pt" for rank in range(ranks)] for case in range(len(cases))]
+        return [[torch.load(file) for file in row] for row in files]
+
+
+def worker(folder: str, cases: list[dict]) -> None:
+    distributed.setup("cpu", timeout_minutes=2)
+    for number, case in enumerate(cases):
+        torch.save(run(**case), Path(folder) / f"{number}-{distributed.rank()}.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--models", nargs="+", default=["segformer", "unet"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.worker[0], json.loads(args.worker[1]))
+        return
+    exact = [{"model": m, "way": way, "steps": args.steps} for m in args.models for way in parallel.WAYS]
+    wrong = [{"model": m, "mistake": k, "steps": args.steps} for m in args.models for k in ("loss", "batchnorm", "deck")]
+    one = {m: launch(1, [{"model": m, "steps": args.steps}])[0][0] for m in args.models}
+    print(f"| model | way | ranks | gradient | weights after {args.steps} steps | loss | confusion | images/s |")
+    print("|---|---|--:|--:|--:|--:|---|--:|")
+    for ranks in args.ranks:
+        cases = exact + wrong if ranks > 1 else exact[:: len(parallel.WAYS)]
+        for case, results in zip(cases, launch(ranks, cases), strict=True):
+            reference, result = one[case["model"]], results[0]
+            way = MISTAKES[case["mistake"]] if "mistake" in case else case["way"]
+            same = "equal" if result["confusion"] == reference["confusion"] else "differs"
+            print(
+                f"| {case['model']} | {way} | {ranks} | {distance(result['gradient'], reference['gradient']):.1e} | "
+                f"{distance(result['weights'], reference['weights']):.1e} | "
+                f"{abs(result['loss'] - reference['loss']):.1e} | {same} | {result['images_per_s']:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
