@@ -1,42 +1,91 @@
-"""Score a checkpoint: it knows its data, its classes and its image size.
+"""Score checkpoints, show what they see, predict images: a checkpoint knows its data, its classes and its image size.
 
 python evaluate.py runs/segformer/best.pt
-python evaluate.py runs/segformer/best.pt --split val --json scores.json
+python evaluate.py runs/segformer/best.pt --out report                      # report.html, its pictures and tables
+python evaluate.py runs/unet/best.pt runs/segformer/best.pt --out report    # side by side
+python evaluate.py runs/segformer/best.pt --images DIR --out predictions    # images without masks
 torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
 
+import argparse
 import json
+import shlex
+import sys
+import time
+import warnings
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
 from segmentation import distributed
+from segmentation.cache import Unreadable, read_image
 from segmentation.checkpoint import load_checkpoint, write_atomically
 from segmentation.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import evaluation_arguments
+from segmentation.layouts import SUFFIXES
+from segmentation.pictures import bounded, difference, overlay, palette_image, predict_labels
+from segmentation.report import write_report
+from segmentation.runs import environment
 from segmentation.scoring import score_split
+from segmentation.tables import Entry, Example, choose_examples
+
+ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 
 
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
     device = distributed.setup(args.device)
-    model, meta = load_checkpoint(args.checkpoint)
-    data = distributed.first_rank_first(lambda: reopen_dataset(meta, args.data))
-    split = choose_split(data, args.split)
-    settings = meta["args"]
-    scores = score_split(
-        model.to(device),
-        data,
-        split,
-        device=device,
-        alpha=settings["alpha"],
-        beta=settings["beta"],
-        tile=args.tile,
-        flips=args.flips,
-    )
+    if args.out:
+        make_folder(Path(args.out))
+    if args.images:
+        predict_folder(args, device)
+        return
+    started = time.monotonic()
+    models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
+    sets = [distributed.first_rank_first(partial(reopen_dataset, meta, args.data)) for meta in metas]
+    split = choose_split(sets[0], args.split)
+    check_comparable(args.checkpoints, sets, split)
+    entries = []
+    for path, label, model, meta, data in zip(
+        args.checkpoints, short_names(args.checkpoints), models, metas, sets, strict=True
+    ):
+        settings = meta["args"]
+        scores = score_split(
+            model.to(device),
+            data,
+            split,
+            device=device,
+            alpha=settings["alpha"],
+            beta=settings["beta"],
+            tile=args.tile,
+            flips=args.flips,
+        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        entries.append(Entry(label, path, parameters, meta, scores))
+        if distributed.rank() == 0:
+            print_scores(scores, split, path)
     if distributed.rank() == 0:
-        print_scores(scores, split, args.checkpoint)
         if args.json:
-            write_json(Path(args.json), scores)
+            by_path = {entry.path: entry.scores for entry in entries}
+            write_json(Path(args.json), entries[0].scores if len(entries) == 1 else by_path)
+        if args.out:
+            draw = partial(draw_example, models=models, sets=sets, args=args, device=device)
+            examples = {
+                heading: [draw(name) for name in names] for heading, names in choose_examples(entries, args.top).items()
+            }
+            evaluation = facts_of(args, device, time.monotonic() - started)
+            try:
+                write_report(
+                    Path(args.out), entries, examples, where=f"{sets[0].layout}, {split}", evaluation=evaluation
+                )
+            except OSError as error:
+                raise BadInput(f"--out {args.out} cannot be written ({error.strerror}): choose another") from error
+            print(f"report in {Path(args.out) / 'report.html'}")
 
 
 def choose_split(data: SegmentationDataset, split: str) -> str:
@@ -47,6 +96,129 @@ def choose_split(data: SegmentationDataset, split: str) -> str:
     if not data.splits[split]:
         raise BadInput(f"{data.root}: the {split} split is empty: choose another with --split")
     return split
+
+
+def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: str) -> None:
+    """BadInput unless all score the same classes on the same pixels."""
+    for path, data in zip(paths, sets, strict=True):
+        if data.classes != sets[0].classes:
+            raise BadInput(f"{path} has other classes than {paths[0]}: compare checkpoints of the same task")
+        images = [(each.splits[split], each.pixel_counts[split]) for each in (data, sets[0])]
+        if images[0] != images[1]:
+            raise BadInput(f"{path} has other {split} images than {paths[0]}: compare checkpoints of the same split")
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """Names for columns: the runs' folders where they tell the checkpoints apart, else more of the paths."""
+    full = [Path(path) for path in paths]
+    choices = ([path.resolve().parent.name for path in full], ["/".join(path.resolve().parts[-2:]) for path in full])
+    return next((names for names in choices if len(set(names)) == len(paths) and all(names)), list(paths))
+
+
+def draw_example(
+    name: str,
+    *,
+    models: tuple[nn.Module, ...],
+    sets: list[SegmentationDataset],
+    args: argparse.Namespace,
+    device: torch.device,
+) -> Example:
+    """The pictures of one image for a report, predicted again: scores keep no prediction."""
+    size, palette = sets[0].mask(name).shape[:2], sets[0].palette
+    image = max((data.image(name) for data in sets), key=lambda pixels: pixels.size)
+    picture = bounded(Image.fromarray(np.asarray(image)), size)
+    truth = bounded(palette_image(np.array(sets[0].mask(name)), palette), size)
+    predictions = []
+    for model, data in zip(models, sets, strict=True):
+        labels, _ = predict_labels(model, data.image(name), size, tile=args.tile, flips=args.flips, device=device)
+        predictions.append(bounded(palette_image(labels, palette), size))
+    return Example(name, picture, truth, predictions, [difference(picture, truth, each) for each in predictions])
+
+
+def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, str]:
+    machine = environment(device)
+    tiles = f"tiles of {args.tile}" if args.tile else "whole, very large images in tiles"
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "images": tiles + (", averaged over flips" if args.flips else ""),
+        "hardware": f"{machine['processor']}, {machine['ranks']} ranks of {machine['threads']} threads",
+        "software": f"torch {machine['torch']}, Python {machine['python']}",
+        "time": f"{seconds:.0f} s",
+    }
+
+
+def predict_folder(args: argparse.Namespace, device: torch.device) -> None:
+    """Class indices, overlay and confidence of each image in a folder as PNG. BadInput at the end if some were bad."""
+    model, meta = load_checkpoint(args.checkpoints[0])
+    model.to(device)
+    paths = find_images(Path(args.images))
+    folders = {kind: Path(args.out) / kind for kind in ("labels", "overlay", "confidence")}
+    for folder in folders.values():
+        make_folder(folder)
+    bad, seen = [], set[str]()
+    for number, path in enumerate(paths, start=1):
+        twin, _ = path.stem in seen, seen.add(path.stem)
+        if number % distributed.world_size() != distributed.rank():
+            continue
+        if sys.stdout.isatty():
+            print(f"\r\033[K{number}/{len(paths)} {path.name} ...", end="", flush=True)
+        try:
+            if twin:
+                raise Unreadable("has the name of another image but for its ending; rename one")
+            line = predict_file(path, folders, model, meta, args, device)
+        except Unreadable as reason:
+            bad.append(path.name)
+            line = f"left out: {path.name} {reason}"
+        print(f"{chr(13) + chr(27) + '[K' if sys.stdout.isatty() else ''}{number}/{len(paths)} {line}", flush=True)
+    bad = distributed.gather(bad)
+    if bad:
+        raise BadInput(
+            f"{args.images}: {len(bad)} of {len(paths)} images left out: {', '.join(bad)}; mend or move them"
+        )
+
+
+def find_images(folder: Path) -> list[Path]:
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise BadInput(f"--images {folder} cannot be listed ({error.strerror}): give a folder of images") from error
+    if not paths:
+        raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
+    return paths
+
+
+def predict_file(
+    path: Path, folders: dict[str, Path], model: nn.Module, meta: dict, args: argparse.Namespace, device: torch.device
+) -> str:
+    """Predict one image, write its three PNG files, return a line about it. Unreadable if it is no good image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image, _ = read_image(path, None)
+    trained = meta["data"]["image_size"]  # what the network sees must be as large as in training, as data sets do it
+    pixels = np.asarray(image.resize(trained[::-1], Image.Resampling.BILINEAR) if trained else image)
+    size = image.height, image.width
+    labels, confidence = predict_labels(model, pixels, size, tile=args.tile, flips=args.flips, device=device)
+    indexed = palette_image(labels, meta["palette"])
+    pictures = {"labels": indexed, "overlay": overlay(image, indexed), "confidence": Image.fromarray(confidence)}
+    for kind, picture in pictures.items():
+        file = folders[kind] / f"{path.stem}.png"
+        try:
+            picture.save(file, compress_level=1 if kind == "overlay" else 6)  # photographs hardly shrink, but take long
+        except OSError as error:
+            raise BadInput(f"{file} cannot be written ({error.strerror}): choose another --out") from error
+    shares = np.bincount(labels.ravel(), minlength=len(meta["classes"])) / labels.size
+    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= 0.0005]
+    line = f"{path.name}  " + ", ".join(f"{meta['classes'][index]} {shares[index]:.1%}" for index in order)
+    if shares.max() > ONE_CLASS:
+        line += f"  warning: {meta['classes'][shares.argmax()]} is more than {ONE_CLASS:.1%} of the pixels"
+    return line
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 def print_scores(scores: dict, split: str, name: str) -> None:
@@ -62,6 +234,7 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     print(f"\n{'class':{width}}  IoU     accuracy")
     for name, iou in scores["iou"].items():
         print(f"{name:{width}}  {number(iou)}  {number(scores['accuracy'][name])}")
+    print(flush=True)
 
 
 def number(value: float | None) -> str:

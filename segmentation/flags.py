@@ -87,11 +87,21 @@ def training_arguments(description: str) -> argparse.Namespace:
 def evaluation_arguments(description: str) -> argparse.Namespace:
     """Parse evaluate.py's command line."""
     parser = parser_for(description)
-    parser.add_argument("checkpoint", help="what train.py or ensemble.py wrote")
+    parser.add_argument("checkpoints", nargs="+", help="what train.py or ensemble.py wrote; several are compared")
     add_scoring_flags(parser)
     parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="val where there is no test")
     parser.add_argument("--json", metavar="FILE", help="write all scores to this file")
-    return parser.parse_args()
+    parser.add_argument("--out", metavar="DIR", help="write report.html with its pictures and tables to this folder")
+    parser.add_argument("--top", type=natural, default=5, metavar="N", help="best and worst images in the report")
+    parser.add_argument("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
+    args = parser.parse_args()
+    if args.images and not args.out:
+        parser.error("--images needs --out, the folder for the predictions")
+    if args.images and len(args.checkpoints) > 1:
+        parser.error("--images takes one checkpoint")
+    if args.images and args.json:
+        parser.error("--json is for scores, which --images does not give")
+    return args
 
 
 def ensemble_arguments(description: str) -> argparse.Namespace:

@@ -14,12 +14,18 @@ from .errors import BadInput
 
 SMALLEST_SIDE = 32  # of an image that every model accepts
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side
+LARGEST_WHOLE, LARGE_TILE = 2**22, 1024  # pixels of an image, and the side of its tiles beyond that
 STRIP_VALUES = 2**22  # numbers in one strip: bounds its memory whatever the image's width
 FLIPS = ((), (3,), (2,), (2, 3))  # none, horizontal, vertical, both
 
 Size = tuple[int, int]  # height, width
 Strips = Iterator[tuple[int, Tensor]]  # first row, values
 Tiles = list[tuple[int, Tensor]]  # along one axis: start, weights
+
+
+def usual_tile(image: np.ndarray) -> int | None:
+    """The tile where none is asked for: None, whole images, but for those that memory might not hold."""
+    return LARGE_TILE if image.shape[0] * image.shape[1] > LARGEST_WHOLE else None
 
 
 def predict(model: nn.Module, image: Tensor, tile: int | None = None, flips: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum, rank, world_size
-from .inference import predict_strips
+from .inference import predict_strips, usual_tile
 from .losses import tversky_loss, tversky_sums
 from .metrics import ConfusionMatrix, confusion_matrix, image_scores
 from .stopping import Stopped
@@ -66,6 +66,7 @@ def score_image(
     """One image's confusion matrix (K x K int64) and Tversky sums (3 x K float64), on the CPU."""
     K = len(data.classes)
     image, mask = data.image(name), data.mask(name)
+    tile = tile or usual_tile(image)
     matrix, sums = torch.zeros(K, K, dtype=torch.int64), torch.zeros(3, K, dtype=torch.float64)
     with torch.autocast(device.type, torch.bfloat16, enabled=amp):
         strips = predict_strips(model, image, output_size=mask.shape[:2], tile=tile, flips=flips, device=device)
