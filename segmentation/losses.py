@@ -21,10 +21,11 @@ EPSILON = 1e-7
 def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """TP, P, T (3 x K, float64 but on mps) of N x K x H x W probabilities, 0 where not valid; others N x 1 x H x W."""
     wide = torch.float32 if probability.device.type == "mps" else torch.float64
-    zeros = torch.zeros(probability.shape[1], dtype=wide, device=probability.device)
-    tp = zeros.index_add(0, label.flatten(), probability.gather(1, label).flatten().to(wide))
-    t = zeros.index_add(0, label.flatten(), valid.flatten().to(wide))
-    return torch.stack((tp, probability.sum((2, 3)).to(wide).sum(0), t))
+    N, K, H, _ = probability.shape
+    rows = probability.new_zeros(N, H, K)  # sums a row of pixels: rows in parallel, and no long float32 sum
+    tp = rows.scatter_add(2, label[:, 0], probability.gather(1, label)[:, 0])
+    t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows.dtype))
+    return torch.stack((tp.sum((0, 1), dtype=wide), probability.sum((2, 3)).to(wide).sum(0), t.sum((0, 1), dtype=wide)))
 
 
 class TverskySums(torch.autograd.Function):
@@ -37,7 +38,7 @@ class TverskySums(torch.autograd.Function):
     def forward(ctx, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         valid = (target != ignore_index)[:, None]  # N x 1 x H x W
         label = torch.where(valid, target[:, None], 0)
-        probability = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)) * valid
+        probability = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).mul_(valid)
         ctx.save_for_backward(probability, label)
         ctx.logits_dtype = logits.dtype
         return tversky_sums(probability, label, valid)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ends import Normalise, start_undecided
-from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, MixTransformer, initialise
+from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, Linear, MixTransformer, initialise, linear
 
 
 class MLPDecoder(nn.Module):
@@ -24,11 +24,11 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
         super().__init__()
-        self.project = nn.ModuleList(nn.Linear(c, width) for c in channels)
-        self.fuse = nn.Linear(len(channels) * width, width, bias=False)  # its inputs: scale 1/4 first
+        self.project = nn.ModuleList(Linear(c, width) for c in channels)
+        self.fuse = Linear(len(channels) * width, width, bias=False)  # its inputs: scale 1/4 first
         self.norm = nn.BatchNorm2d(width)
         self.dropout = KeyedDropout(dropout, salt=-1)
-        self.classify = nn.Linear(width, num_classes)
+        self.classify = Linear(width, num_classes)
         self.apply(initialise)
         start_undecided(self.classify)
 
@@ -38,7 +38,7 @@ class MLPDecoder(nn.Module):
         mixes = self.fuse.weight.chunk(len(features), dim=1)  # width x width, one a scale
         total: Tensor | None = None
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
-            x = F.linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
+            x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
             x = x.permute(0, 3, 1, 2)
             total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
         x = self.dropout(F.relu(self.norm(total)), keys)
@@ -53,7 +53,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
         super().__init__()
-        self.project = nn.ModuleList(nn.Linear(c, width) for c in channels)
+        self.project = nn.ModuleList(Linear(c, width) for c in channels)
         self.upsample = nn.ModuleList(
             nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False) for _ in channels[1:]
         )
