@@ -1,6 +1,7 @@
 """UFormer: the weighted average of the class probabilities of a U-Net and a SegFormer, or of any other models."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class UFormer(nn.Module):
     Raises ValueError when they are not such numbers, or not as many as members.
     """
 
-    def __init__(self, *members: nn.Module | Weights, weights: Weights | None = None):
+    def __init__(self, *members: Any, weights: Weights | None = None):
         super().__init__()
         if weights is None and members and not isinstance(members[-1], nn.Module):
             members, weights = members[:-1], members[-1]
