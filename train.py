@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
@@ -28,6 +27,15 @@ from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import training_arguments
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
+from segmentation.parallel import (
+    Pipeline,
+    batch_share,
+    load_optimizer_state,
+    spread,
+    whole_model,
+    whole_optimizer_state,
+    whole_weights,
+)
 from segmentation.pretrained import load_encoder_weights
 from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
@@ -60,9 +68,8 @@ def main() -> None:
         )
     )
     samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed)
-    order = EpochOrder(
-        len(samples), args.batch_size, seed=args.seed, rank=distributed.rank(), world=distributed.world_size()
-    )
+    share, shares = batch_share(args.parallel)
+    order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)
     loader = make_loader(samples, order, args.workers)
     steps = len(order)
 
@@ -72,19 +79,19 @@ def main() -> None:
     frozen = frozen_parts(model, args)
     for part in frozen:
         part.requires_grad_(False)
-    parallel = spread(model, device)
+    criterion = TverskyLoss(args.alpha, args.beta)
+    parallel = spread(model, args.parallel, device, criterion, args.amp)
     if args.compile:
         parallel.compile()
 
     # Recipe
-    criterion = TverskyLoss(args.alpha, args.beta)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     state: dict = {"epoch": 0, "step": 0, "loss_sum": 0.0, "lr": args.lr, "best": -1.0, "history": []}
     state |= {"started": clock.now(), "time_up": 0.0}
     if saved:
-        optimizer.load_state_dict(saved["resume"]["optimizer"])
+        load_optimizer_state(parallel, optimizer, saved["resume"]["optimizer"])
         scheduler.load_state_dict(saved["resume"]["scheduler"])
         state = saved["resume"]["state"]
 
@@ -98,7 +105,7 @@ def main() -> None:
         "encoder_weights": weights_from,
         "environment": environment(device),
     }
-    save = partial(save_run, out, model, optimizer, scheduler, state, clock, about)
+    save = partial(save_run, out, parallel, optimizer, scheduler, state, clock, about)
     if distributed.rank() == 0:
         write_config(out, about)
         if saved:
@@ -111,8 +118,9 @@ def main() -> None:
             order.set_epoch(state["epoch"], start=state["step"])
             train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
+            whole = whole_model(parallel, config)
             scores = score_split(
-                model, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
+                whole, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
             )
             clock.poll()
             clock.reserve = clock.agreed - agreed  # the time limit leaves room for the last validation
@@ -142,7 +150,7 @@ def main() -> None:
 
 def train_one_epoch(
     model: nn.Module,
-    parallel: nn.Module,
+    parallel: nn.Module | Pipeline,
     frozen: list[nn.Module],
     loader: DataLoader,
     criterion: nn.Module,
@@ -156,7 +164,7 @@ def train_one_epoch(
     model.train()
     for part in frozen:
         part.eval()  # BatchNorm's statistics are frozen too
-    device = next(model.parameters()).device
+    device = next(parallel.parameters()).device
     state["loss_sum"] = torch.as_tensor(state["loss_sum"], device=device)
     before: tuple[Tensor, list[str]] | None = None
     steps = state["step"] + len(loader)
@@ -165,11 +173,14 @@ def train_one_epoch(
         image = batch["image"].to(device, non_blocking=True).float() / 255
         mask = batch["mask"].to(device, non_blocking=True).long()
         key = batch["key"].to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            logits = parallel(image, key)
-        loss = criterion(logits, mask)
         optimizer.zero_grad()
-        loss.backward()
+        if isinstance(parallel, Pipeline):
+            loss = parallel.forward_backward(image, mask, key)
+        else:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                logits = parallel(image, key)
+            loss = criterion(logits, mask)
+            loss.backward()
         check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
         for group in optimizer.param_groups:
             group["lr"] = state["lr"] * anneal(clock.spent())
@@ -251,15 +262,6 @@ def frozen_parts(model: nn.Module, args: argparse.Namespace) -> list[nn.Module]:
     return []
 
 
-def spread(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as it is with one rank; over ranks with BatchNorm and gradients of the global batch."""
-    if distributed.world_size() == 1:
-        return model
-    distributed.synchronise_batchnorm(model)
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
 def finished(state: dict, args: argparse.Namespace) -> bool:
     """All epochs are trained, or the time limit is used up; on resume either may have been raised."""
     return state["epoch"] >= args.epochs or (args.max_minutes is not None and state["time_up"] >= args.max_minutes)
@@ -297,7 +299,7 @@ def finish_epoch(
 
 def save_run(
     out: Path,
-    model: nn.Module,
+    parallel: nn.Module | Pipeline,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
     state: dict,
@@ -311,8 +313,9 @@ def save_run(
     RuntimeError instead of a checkpoint whose weights are not numbers.
     """
     failed, not_numbers = False, False
+    weights = whole_weights(parallel)
+    optimizer_state = whole_optimizer_state(parallel, optimizer) if name == "last.pt" else None
     if distributed.rank() == 0:
-        weights = model.state_dict()
         not_numbers = any(bool(weight.isnan().any()) for weight in weights.values())
         checkpoint = about | {
             "model": weights,
@@ -324,7 +327,7 @@ def save_run(
         if name == "last.pt":
             resume = state | {"loss_sum": float(state["loss_sum"])}
             checkpoint["resume"] = {
-                "optimizer": optimizer.state_dict(),
+                "optimizer": optimizer_state,
                 "scheduler": scheduler.state_dict(),
                 "state": resume,
                 "seconds": clock.now(),

@@ -64,6 +64,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     run.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
     run.add_argument("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
     run.add_argument("--save-every", type=positive_float, metavar="M", help="minutes between saves inside an epoch")
+    ways = ["ddp", "fsdp", "pipeline"]
+    run.add_argument("--parallel", choices=ways, default="ddp", help="ranks share a model as copies, shards or parts")
     run.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
     if parser.parse_known_args()[0].data == "scenes":

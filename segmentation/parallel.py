@@ -25,7 +25,6 @@ from .models import build_model
 from .segformer import SegFormer
 from .uformer import UFormer
 
-WAYS = ("ddp", "fsdp", "pipeline")
 MICRO_BATCHES_PER_RANK = 4  # Huang et al., "GPipe", 2019: from four times the ranks on, waiting hardly counts
 
 
@@ -242,7 +241,7 @@ class Pipeline:
         return ScheduleGPipe(stage, count, loss_fn=lambda output, _: output.sum(), scale_grads=False), count
 
 
-def weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
+def whole_weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
     """The whole model's state dict, as one process would have it. All ranks call this together and get it."""
     if isinstance(parallel, Pipeline):
         state = parallel.model.state_dict()
@@ -264,11 +263,11 @@ def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
     if not isinstance(parallel, FSDPModule | Pipeline):
         return parallel
     model = build_model(config)
-    model.load_state_dict(weights(parallel))
+    model.load_state_dict(whole_weights(parallel))
     return model.to(next(parallel.parameters()).device)
 
 
-def optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer) -> dict:
+def whole_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer) -> dict:
     """The optimizer's whole state_dict, as one process would have it. All ranks call this together and get it."""
     saved = optimizer.state_dict()
     state = {i: {key: whole(value) for key, value in entry.items()} for i, entry in saved["state"].items()}
@@ -282,7 +281,7 @@ def optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Opt
 
 
 def load_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Take this rank's part of what `optimizer_state` gave, whatever way the model was spread then."""
+    """Take this rank's part of what `whole_optimizer_state` gave, whatever way the model was spread then."""
     state, groups = saved["state"], saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)

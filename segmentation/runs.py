@@ -17,7 +17,18 @@ from .errors import BadInput
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s")
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into exit code 99
-PER_CALL = ("resume", "workers", "device", "max_minutes", "epochs", "save_every", "skip_bad", "compile", "out")
+PER_CALL = (
+    "resume",
+    "workers",
+    "device",
+    "max_minutes",
+    "epochs",
+    "save_every",
+    "skip_bad",
+    "compile",
+    "parallel",
+    "out",
+)
 
 
 def open_run(out: Path, args: dict) -> dict | None:

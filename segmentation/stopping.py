@@ -55,7 +55,7 @@ class Clock:
         return self.agreed - self.last_save
 
     def saved(self) -> None:
-        self.last_save = self.now()
+        self.last_save = self.agreed  # not now(): the ranks must agree when the next is due
 
 
 def ignore_signals(worker: int = 0) -> None:
