@@ -32,6 +32,7 @@ from segmentation.pictures import bounded, difference, overlay, palette_image, p
 from segmentation.report import write_report
 from segmentation.runs import environment
 from segmentation.scoring import score_split
+from segmentation.sections import hardware_of
 from segmentation.tables import Entry, Example, choose_examples
 
 ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
@@ -78,11 +79,10 @@ def main() -> None:
             examples = {
                 heading: [draw(name) for name in names] for heading, names in choose_examples(entries, args.top).items()
             }
+            where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
             evaluation = facts_of(args, device, time.monotonic() - started)
             try:
-                write_report(
-                    Path(args.out), entries, examples, where=f"{sets[0].layout}, {split}", evaluation=evaluation
-                )
+                write_report(Path(args.out), entries, examples, where=where, evaluation=evaluation)
             except OSError as error:
                 raise BadInput(f"--out {args.out} cannot be written ({error.strerror}): choose another") from error
             print(f"report in {Path(args.out) / 'report.html'}")
@@ -141,7 +141,7 @@ def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> 
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "images": tiles + (", averaged over flips" if args.flips else ""),
-        "hardware": f"{machine['processor']}, {machine['ranks']} ranks of {machine['threads']} threads",
+        "hardware": hardware_of(machine),
         "software": f"torch {machine['torch']}, Python {machine['python']}",
         "time": f"{seconds:.0f} s",
     }

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 COLOURS = ("#2a78d6", "#d9622b", "#1c9a74", "#9a5bd0", "#a88400", "#d6457f")  # of runs; legible on white and on black
-WIDTH, HEIGHT = 380, 230  # of one panel
+WIDTH, HEIGHT = 300, 210  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 28  # its margins
 LOWEST_RATE = 1e-4  # of the highest learning rate: what lies below, as at an annealed end, is drawn there
 PANELS = (
@@ -13,9 +13,9 @@ PANELS = (
     ("mPA", {"val_mpa": "validation"}),
     ("Learning rate", {"lr": ""}),
 )
-STYLE = """<style>.curve{font:12px system-ui,sans-serif;fill:#333}.curve .title{font-weight:600}
+STYLE = """<style>.curve{font:13px system-ui,sans-serif;fill:#333}.curve .title{font-weight:600}
 .curve .grid{stroke:#8884;fill:none}.curve .line{fill:none;stroke-width:2;stroke-linejoin:round}
-.curve .axis{fill:#666;font-size:11px}
+.curve .axis{fill:#666;font-size:12px}
 @media (prefers-color-scheme:dark){.curve{fill:#ddd}.curve .axis{fill:#aaa}}
 @media print{.curve{fill:#333}.curve .axis{fill:#666}}</style>"""
 
@@ -77,11 +77,11 @@ def _panel(title: str, keys: dict[str, str], runs: Runs) -> str:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - scaled(value)) / (high - low)
 
     parts = [f'<text class="title" x="{LEFT}" y="18">{title}</text>']
-    for tick in [10.0**e for e in range(math.ceil(low), math.floor(high) + 1)] if logarithmic else _ticks(low, high, 4):
+    for tick in [10.0**e for e in range(math.ceil(low), math.floor(high) + 1)] if logarithmic else _ticks(low, high, 6):
         y = y_of(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.5g}</text>')
-    for tick in _ticks(first, last, 6):
+    for tick in _ticks(first, last, 7):
         if tick == int(tick):
             parts.append(
                 f'<text class="axis" x="{x_of(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:.0f}</text>'

@@ -9,7 +9,7 @@ STYLE = """
 @media print{:root{color-scheme:light;--back:#fff;--text:#000;--soft:#444;--edge:#bbb;--pane:#fff;--mark:42,120,214}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1.5rem clamp(.8rem,3vw,2.5rem) 4rem;max-width:1280px;background:var(--back);
-color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+color:var(--text);font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .2rem;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.6rem 0 .7rem;padding-top:.5rem;border-top:1px solid var(--edge)}
 h3{font-size:.95rem;margin:0 0 .4rem;overflow-wrap:anywhere}
@@ -23,18 +23,19 @@ outline:3px solid rgb(var(--mark));outline-offset:2px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.32rem .75rem;text-align:left;border-bottom:1px solid var(--edge);vertical-align:middle}
 thead th{color:var(--soft);font-weight:500;font-size:.86rem;vertical-align:bottom}
-tbody th{font-weight:500}
+tbody th{font-weight:500;white-space:nowrap}
+td.soft{font-size:.9em}
 td.number{text-align:right;white-space:nowrap}
 tr.first td.number{font-size:1.35rem;font-weight:650}
 .best{font-weight:700}
 .bar{display:flex;align-items:center;gap:.6rem;min-width:9rem}
-.bar>span:first-child{width:3.4em;text-align:right}
+.bar>span:first-child{width:3.8em;text-align:right}
 .bar i{flex:1;height:.7rem;border-radius:2px;background:var(--edge);overflow:hidden}
 .bar b{display:block;height:100%;background:rgb(var(--mark))}
 .swatch{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.5em;vertical-align:-.08em;
 border:1px solid var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;margin:.5rem 0 1rem;padding:0;list-style:none;font-size:.9rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:.6rem 1.4rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,270px),1fr));gap:.6rem 1.4rem}
 .curves svg{width:100%;height:auto}
 .example{margin:0 0 1.6rem;break-inside:avoid}
 .row{display:grid;gap:.5rem;grid-template-columns:repeat(4,1fr)}
@@ -66,12 +67,13 @@ color:var(--text);cursor:pointer}
 .stage{flex:1;min-height:0;position:relative}
 .stage img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain}
 kbd{font:inherit;color:var(--soft);border:1px solid var(--edge);border-radius:3px;padding:0 .3em}
-@media (max-width:760px){th,td{padding:.3rem .45rem}
+@media screen and (max-width:760px){th,td{padding:.3rem .4rem}td.soft{font-size:.8em}.tools strong{flex-basis:100%}
 .row,.row.many{grid-template-columns:1fr 1fr;grid-template-rows:none;grid-auto-flow:row}
-kbd{display:none}.bar{min-width:7rem}.facts td{min-width:9rem}}
-@media print{nav,dialog,.hint{display:none}body{padding:0;max-width:none;font-size:11px}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3{break-after:avoid}tr{break-inside:avoid}
-.wide{overflow:visible}.bar{min-width:7rem}.curves{grid-template-columns:1fr 1fr}.curves svg{break-inside:avoid}}
+kbd{display:none}.bar{min-width:4rem;flex-direction:column;align-items:stretch;gap:.1rem}
+.bar>span:first-child{text-align:left}.bar i{flex:none;height:.45rem}.facts td{min-width:9rem}}
+@media print{nav,dialog,.hint{display:none}html{font-size:10.5px}body{padding:0;max-width:none}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3{break-after:avoid}tr,.matrix{break-inside:avoid}
+.wide{overflow:visible}.bar{min-width:7rem}.curves{grid-template-columns:repeat(4,1fr)}.curves svg{break-inside:avoid}}
 """
 
 VIEWER = """<dialog id="viewer" aria-label="Enlarged pictures">

@@ -52,7 +52,7 @@ def class_section(entries: list[Entry], palette: Palette) -> str:
         heads = "".join(f'<th scope="col">{text}</th>' for text in ("class", "share of truth", "IoU", "accuracy"))
     body = ""
     for colour, (name, share, *values) in zip(palette, rows, strict=True):
-        marks = [mark for pair in zip(marked(values[::2]), marked(values[1::2]), strict=True) for mark in pair]
+        marks = marked(values[: len(entries)]) + marked(values[len(entries) :])
         cells = "".join(f"<td>{bar(value, mark)}</td>" for value, mark in marks)
         body += (
             f'<tr><th scope="row">{swatch(colour)}{escape(name)}</th><td class="number">{share:.2%}</td>{cells}</tr>'
@@ -74,7 +74,7 @@ def curve_section(entries: list[Entry]) -> str:
 
 def example_section(examples: list[Example], entries: list[Entry], classes: list[str], palette: Palette) -> str:
     if not examples:
-        return "<p>None.</p>"
+        return "<p>None of the images.</p>"
     names = "".join(f"<li>{swatch(c)}{escape(name)}</li>" for name, c in zip(classes, palette, strict=True))
     names += f"<li>{swatch(WRONG)}wrong</li><li>{swatch(UNSCORED)}not in the truth</li>"
     hint = '<p class="soft hint">Choose a picture to enlarge it and to slide between truth and prediction.</p>'
@@ -174,7 +174,6 @@ def run_facts(entry: Entry) -> dict[str, str]:
     epochs = len(meta.get("history") or [])
     seconds = meta.get("seconds")
     weights = meta.get("encoder_weights")
-    hardware = [f"{machine.get('processor')}, {machine.get('ranks')} ranks of {machine.get('threads')} threads"]
     return {
         "checkpoint": entry.path,
         "model": f"{' '.join(str(v) for v in meta['config'].values() if isinstance(v, str))}, "
@@ -186,9 +185,15 @@ def run_facts(entry: Entry) -> dict[str, str]:
         "seed": str(args.get("seed")),
         "encoder weights": "none: trained from random numbers" if not weights else in_words(weights),
         "training time": "unknown" if seconds is None else duration(seconds),
-        "hardware": "unknown" if not machine else hardware[0],
+        "hardware": "unknown" if not machine else hardware_of(machine),
         "software": f"torch {machine.get('torch')}, Python {machine.get('python')}",
     }
+
+
+def hardware_of(machine: dict) -> str:
+    ranks, threads = machine["ranks"], machine["threads"]
+    processes = f"{ranks} process{'es' if ranks > 1 else ''}"
+    return f"{machine['processor']}, {processes} of {threads} thread{'s' if threads > 1 else ''}"
 
 
 def in_words(value: object) -> str:
@@ -204,9 +209,10 @@ def duration(seconds: float) -> str:
 
 
 def marked(values: list[float | None], best: Callable = max) -> list[tuple[float | None, str]]:
-    """Each value with " best" if several are there and this is the best."""
+    """Each value with " best" if several are there and this one alone is the best."""
     present = [value for value in values if value is not None]
     winner = best(present) if len(values) > 1 and present else None
+    winner = winner if present.count(winner) == 1 else None
     return [(value, " best" if value is not None and value == winner else "") for value in values]
 
 

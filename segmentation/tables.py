@@ -79,9 +79,9 @@ def class_table(entries: list[Entry]) -> list[list]:
     """Rows of: class, share of the truth's pixels, IoU and accuracy for each entry."""
     matrix = entries[0].scores["confusion"]
     total = sum(map(sum, matrix)) or 1
-    rows = [["class", "share", *(f"{kind} {e.label}" for e in entries for kind in ("IoU", "accuracy"))]]
+    rows = [["class", "share", *(f"{kind} {e.label}" for kind in ("IoU", "accuracy") for e in entries)]]
     for index, name in enumerate(entries[0].scores["iou"]):
-        values = [e.scores[kind][name] for e in entries for kind in ("iou", "accuracy")]
+        values = [e.scores[kind][name] for kind in ("iou", "accuracy") for e in entries]
         rows.append([name, sum(matrix[index]) / total, *values])
     return rows
 
