@@ -41,7 +41,7 @@ class MLPDecoder(nn.Module):
             x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
             x = x.permute(0, 3, 1, 2)
             total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
-        x = self.dropout(F.relu(self.norm(total)), keys)
+        x = self.dropout(F.relu(self.norm(total), inplace=True), keys)
         return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -74,7 +74,7 @@ class ConvDecoder(nn.Module):
             finer = maps.pop()
             h, w = finer.shape[-2:]
             x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
-            x = F.relu(norm(x + finer))
+            x = F.relu(norm(x + finer), inplace=True)
         return self.classify(self.dropout(x, keys))
 
 
@@ -109,6 +109,8 @@ class SegFormer(nn.Module):
         self.normalise = Normalise(in_channels)
         self.encoder = MixTransformer(variant, in_channels, drop_path, norm_eps)
         width = 256 if variant in ("b0", "b1") else 768  # table 6
+        if decoder == "conv":  # its cost lies in what it does to every channel at 1/4 of the image's size
+            width //= 2
         self.decoder = DECODERS[decoder](self.encoder.channels, num_classes, width, dropout)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
