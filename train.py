@@ -116,7 +116,7 @@ def main() -> None:
     try:
         while not finished(state, args):
             order.set_epoch(state["epoch"], start=state["step"])
-            train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
+            waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
             whole = whole_model(parallel, config)
             scores = score_split(
@@ -132,7 +132,7 @@ def main() -> None:
             written = save("last.pt", scores) and written
             if distributed.rank() == 0:
                 written = write_history(out, state["history"]) and written
-                print_epoch(state, args.epochs)
+                print_epoch(state, args.epochs, waited)
             if clock.poll() and not finished(state, args):
                 raise Stopped
     except Stopped:
@@ -159,8 +159,11 @@ def train_one_epoch(
     clock: Clock,
     save: Callable[[str], bool],
     args: argparse.Namespace,
-) -> None:
-    """From state["step"] to the end of the epoch or of the time. Raises Stopped, `state` complete, after a signal."""
+) -> float:
+    """From state["step"] to the end of the epoch or of the time. Raises Stopped, `state` complete, after a signal.
+
+    Returns the share of this rank's time that it waited for data.
+    """
     model.train()
     for part in frozen:
         part.eval()  # BatchNorm's statistics are frozen too
@@ -168,8 +171,11 @@ def train_one_epoch(
     state["loss_sum"] = torch.as_tensor(state["loss_sum"], device=device)
     before: tuple[Tensor, list[str]] | None = None
     steps = state["step"] + len(loader)
+    began = asked = clock.now()
+    waited = 0.0
 
     for batch in loader:
+        waited += clock.now() - asked
         image = batch["image"].to(device, non_blocking=True).float() / 255
         mask = batch["mask"].to(device, non_blocking=True).long()
         key = batch["key"].to(device, non_blocking=True)
@@ -198,7 +204,9 @@ def train_one_epoch(
         if args.save_every is not None and clock.since_save() >= 60 * args.save_every:
             check_finite(before)
             save("last.pt")
+        asked = clock.now()
     check_finite(before)
+    return waited / (clock.now() - began)
 
 
 def anneal(spent: float) -> float:
@@ -373,12 +381,13 @@ def show_progress(state: dict, steps: int, epochs: int, loss: Tensor, clock: Clo
     )
 
 
-def print_epoch(state: dict, epochs: int) -> None:
+def print_epoch(state: dict, epochs: int, waited: float) -> None:
     row = state["history"][-1]
     print(
         f"{chr(13) if sys.stdout.isatty() else ''}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  "
         f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  mPA {row['val_mpa']:.4f}  "
-        f"best {state['best']:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  {row['seconds']:.0f} s",
+        f"best {state['best']:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  {row['seconds']:.0f} s  "
+        f"{waited:.1%} waiting for data",
         flush=True,
     )
 

@@ -7,11 +7,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .checkpoint import read_checkpoint, write_atomically
+from .curves import curves_svg
 from .distributed import rank, world_size
 from .errors import BadInput
 
@@ -71,13 +73,14 @@ def write_config(out: Path, about: dict) -> None:
 
 
 def write_history(out: Path, history: list[dict]) -> bool:
-    """history.csv: a row an epoch, full precision, all of it each time. False, and said, if it cannot be written."""
+    """history.csv, a row an epoch in full precision, and curves.svg. False, and said, if one cannot be written."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    path = out / "history.csv"
-    return written_or_said(path, lambda: write_atomically(path, text.getvalue().encode()))
+    contents = {"history.csv": text.getvalue(), "curves.svg": curves_svg({out.resolve().name: history})}
+    written = [written_or_said(out / n, partial(write_atomically, out / n, s.encode())) for n, s in contents.items()]
+    return all(written)
 
 
 def written_or_said(path: Path, write: Callable[[], None]) -> bool:
