@@ -104,10 +104,8 @@ def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None)
     first = metas[0]
     for file, meta in zip(files[1:], metas[1:], strict=True):
         if meta["classes"] != first["classes"]:
-            known = " but ".join(
-                f"{name} knows {', '.join(m['classes'])}" for name, m in ((files[0], first), (file, meta))
-            )
-            raise BadInput(f"{known}: an average needs checkpoints of the same classes")
+            known, other = (", ".join(m["classes"]) for m in (first, meta))
+            raise BadInput(f"{files[0]} knows {known}, but {file} {other}: give checkpoints of the same classes")
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
             seen = " and ".join("the images' own size" if s is None else "{} x {}".format(*s) for s in sizes)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum, rank, world_size
-from .inference import predict_strips
+from .inference import predict_strips, usual_tile
 from .metrics import class_scores, confusion_matrix
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
@@ -136,7 +136,7 @@ def labelled_strips(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The members' probabilities M x K x P and the labels P of the pixels of an image that count, strip by strip."""
     image, mask = data.image(name), data.mask(name)
-    K = len(data.classes)
+    K, tile = len(data.classes), tile or usual_tile(image)
     for top, joint in predict_strips(model, image, output_size=mask.shape, tile=tile, flips=flips, device=device):
         target = torch.tensor(mask[top : top + joint.shape[1]], dtype=torch.int64, device=device).flatten()
         valid = target != 255
