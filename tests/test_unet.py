@@ -62,6 +62,14 @@ def test_every_parameter_gets_a_gradient():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_every_channel_of_every_skip_is_used():
+    torch.manual_seed(0)
+    model = ResNet18UNet(3).eval()
+    model(torch.rand(2, 3, 64, 96)).square().sum().backward()
+    for expansion in model.decoder:
+        assert expansion.conv.weight.grad.abs().sum((0, 2, 3)).all()
+
+
 def test_normalisation_is_in_the_model_and_not_in_its_state():
     model = ResNet18UNet(2)
     assert {"normalise.mean", "normalise.std"} <= {name for name, _ in model.named_buffers()}
