@@ -139,7 +139,7 @@ def main() -> None:
         if not save("last.pt"):
             sys.exit(f"error: interrupted in epoch {state['epoch'] + 1}, and the last save failed")
         distributed.say(f"interrupted in epoch {state['epoch'] + 1}: the same command with --resume goes on")
-        if distributed.world_size() > 1:  # torchrun would turn the code into 1, or start the ranks again
+        if torch.distributed.is_torchelastic_launched():  # torchrun would turn the code into 1, or start the ranks again
             (out / MARKER).touch()
             return
         sys.exit(99)

@@ -1,0 +1,145 @@
+"""Scripts in child processes that kill themselves at a chosen moment; the scripts know nothing of it."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["train"])
+
+
+class Kill(NamedTuple):
+    """Which signal the process sends itself, and in the how-manieth call of what."""
+
+    signal: int
+    moment: str
+    count: int = 1
+
+
+def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits: Any) -> int:
+    """A script in a process of its own -> its exit code, -N if signal N ended it. See `child` for the limits."""
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds what it loads once for all children
+    process = context.Process(target=child, args=(name, arguments, kill), kwargs=limits)
+    process.start()
+    process.join(240)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{name} {arguments} with {kill}")
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def child(
+    name: str,
+    arguments: tuple,
+    kill: Kill | None,
+    *,
+    largest_file: int | None = None,
+    environment: dict[str, str] | None = None,
+    output: Path | None = None,
+) -> None:
+    """In the child: run the script, and send the signal when the moment comes.
+
+    largest_file: bytes beyond which writing a file fails, as it does on a full disk. output: a file for what it says.
+    """
+    from conftest import run_script
+
+    torch.set_num_threads(1)
+    os.environ.update(environment or {})
+    if output is not None:
+        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if kill is not None:
+        arm(kill)
+    code = run_script(name, *arguments)
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)  # as a script would end, without the test session's own cleaning up
+
+
+def arm(kill: Kill) -> None:
+    """Make the moment's function send the signal in its count-th call, before it does its work."""
+    import train
+    from segmentation import checkpoint, scoring
+
+    owner, name = {
+        "data": (train, "open_dataset"),
+        "model": (train, "start_model"),
+        "step": (train.TverskyLoss, "forward"),
+        "update": (torch.optim.Adam, "step"),
+        "evaluation": (scoring, "score_image"),
+        "epoch": (train, "finish_epoch"),
+        "save": (train, "save_checkpoint"),
+        "half": (checkpoint, "open"),
+        "flush": (os, "fsync"),
+        "rename": (os, "replace"),
+        "history": (train, "write_history"),
+    }[kill.moment]
+    before: Callable = getattr(owner, name, open)
+    calls = 0
+
+    def shoot(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != kill.count:
+            return before(*args, **kwargs)
+        if kill.moment == "half":
+            return HalfWritten(before(*args, **kwargs), kill.signal)
+        os.kill(os.getpid(), kill.signal)
+        return before(*args, **kwargs)
+
+    setattr(owner, name, shoot)
+
+
+class HalfWritten:
+    """A file whose first `write` sends the signal when one half is written."""
+
+    def __init__(self, file: Any, number: int):
+        self.file, self.number = file, number
+
+    def __enter__(self) -> "HalfWritten":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, content: Any) -> None:
+        content = memoryview(content)
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), self.number)
+        self.file.write(content[len(content) // 2 :])
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    """Nested plain data and tensors, bit for bit; what a clock measured does not count."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_equal(a[k], b[k]) for k in a if k not in MEASURED)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    return a == b
+
+
+MEASURED = ("seconds", "images_per_s", "started", "command", "args")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
