@@ -347,7 +347,7 @@ def save_run(
     )
     if not_numbers:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"
-        raise RuntimeError(f"weights are no longer numbers in {where}: lower --lr; {out} keeps what was saved before")
+        raise RuntimeError(f"weights are no longer numbers at {where}: lower --lr; {out} keeps what was saved before")
     clock.saved()
     return not failed
 

@@ -1,21 +1,26 @@
 """Training that is stopped at any moment ends as training that never was: the same weights, bit for bit on a CPU."""
 
 import csv
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from children import MEASURED, SIGNALS, Kill, is_equal, run_in_child
+from children import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
 
 from segmentation.checkpoint import read_checkpoint
 
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
-FLAGS = ("--batch-size", 4, "--augment", 4, "--image-size", 32, 32, "--drop-path", 0.1, "--dropout", 0.1, "--workers", 0)
-FLAGS = ("--encoder-weights", "none", "--device", "cpu", *FLAGS)
+FLAGS: tuple = ("--batch-size", 4, "--augment", 4, "--image-size", 32, 32, "--drop-path", 0.1, "--dropout", 0.1)
+FLAGS += ("--encoder-weights", "none", "--device", "cpu", "--workers", 0)
 EPOCHS = 10
 MOMENTS = {"step": 5, "update": 5, "evaluation": 4, "epoch": 1, "save": 2, "half": 3, "flush": 3, "rename": 3}
 
@@ -65,3 +70,159 @@ def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path
     assert len(deaths) == 20
     assert_same_run(tmp_path / "run", undisturbed)
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["data", "model", "step"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_first_step_is_not_lost(tiny_folder, undisturbed, tmp_path, moment, number):
+    """It waits for the first step, and nothing but what was done is saved."""
+    assert train(tiny_folder, tmp_path / "run", kill=Kill(number, moment)) == 99
+    state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["state"]
+    assert (state["epoch"], state["step"]) == (0, 1)
+
+
+def test_killed_before_the_first_save_starts_fresh(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+    assert train(tiny_folder, tmp_path / "run", "--resume", kill=Kill(KILL, "update", 2)) == -KILL
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert train(tiny_folder, tmp_path / "run", "--resume") == 0
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_killed_writer_leaves_nothing_for_good(tiny_folder: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    for moment in ("half", "flush", "rename"):
+        assert train(tiny_folder, out, "--resume", "--save-every", 1e-9, kill=Kill(KILL, moment, 2)) == -KILL
+        assert len(list(out.glob(".*"))) == 1
+    assert train(tiny_folder, out, "--resume", kill=Kill(signal.SIGTERM, "step")) == 99
+    assert not list(out.glob(".*"))
+
+
+def test_saves_inside_an_epoch(tiny_folder: Path, tmp_path: Path):
+    assert train(tiny_folder, tmp_path, "--save-every", 1e-9, kill=Kill(KILL, "update", 4)) == -KILL
+    assert read_checkpoint(tmp_path / "last.pt")["resume"]["state"]["step"] == 3
+
+
+def test_a_finished_run_resumed_ends_with_0_and_changes_nothing(tiny_folder, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    (out / "history.csv").unlink()  # rebuilt from the checkpoint
+    assert train(tiny_folder, out, "--resume") == 0
+    assert_same_run(out, undisturbed)
+    assert (out / "last.pt").read_bytes() == (undisturbed / "last.pt").read_bytes()
+
+
+def test_a_held_folder_is_refused_and_torchrun_restarting_implies_resume(tiny_folder, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    assert train(tiny_folder, out, output=tmp_path / "said") == 2
+    assert "already holds a run (last.pt): add --resume" in (tmp_path / "said").read_text()
+    assert train(tiny_folder, out, environment={"TORCHELASTIC_RESTART_COUNT": "1"}) == 0
+    assert train(tiny_folder, out, "--resume", "--lr", 0.5, output=tmp_path / "said") == 2
+    assert "--lr 0.5 (was 0.001)" in (tmp_path / "said").read_text()
+    assert_same_run(out, undisturbed)
+
+
+def test_more_epochs_later(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+    assert train(tiny_folder, tmp_path / "run", "--epochs", 3) == 0
+    assert train(tiny_folder, tmp_path / "run", "--resume") == 0
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
+    """The limit ends a run with 0, resuming adds nothing, a longer limit does; and the learning rate fell to 0."""
+    arguments = ("--data", tiny_folder, *FLAGS, "--epochs", 10_000, "--out", tmp_path)
+    assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
+    first = read_checkpoint(tmp_path / "last.pt")
+    assert 2 < first["seconds"] < 8
+    assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
+    assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
+    assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] > first["epoch"]
+
+
+def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """And keeps the last good checkpoint. One image poisons the loss in the second epoch."""
+    import train as script
+
+    class Poisoned(script.TverskyLoss):
+        steps = 0
+
+        def forward(self, logits, target):
+            Poisoned.steps += 1
+            return super().forward(logits, target) * (float("nan") if Poisoned.steps == 8 else 1)
+
+    monkeypatch.setattr(script, "TverskyLoss", Poisoned)
+    with pytest.raises(RuntimeError, match=r"the loss is nan on (images/\d\d\.png(, )?){4}: look at"):
+        run_script("train", "--data", tiny_folder, *FLAGS, "--epochs", 3, "--save-every", 1e-9, "--out", tmp_path)
+    saved = read_checkpoint(tmp_path / "last.pt")
+    assert (saved["epoch"], saved["resume"]["state"]["step"]) == (1, 2)
+    assert all(bool(weight.isfinite().all()) for weight in saved["model"].values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    """A finite loss with a gradient that is not: nothing of it reaches last.pt."""
+    import train as script
+
+    steps = 0
+    step = script.torch.optim.Adam.step
+
+    def poisoned(self, *args, **kwargs):
+        nonlocal steps
+        steps += 1
+        if steps == 10:  # the last of the second epoch: no later loss tells
+            next(p for p in self.param_groups[0]["params"] if p.grad is not None).grad.fill_(float("nan"))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(script.torch.optim.Adam, "step", poisoned)
+    with pytest.raises(RuntimeError, match="weights are no longer numbers at epoch 3"):
+        run_script("train", "--data", tiny_folder, *FLAGS, "--epochs", 3, "--out", tmp_path)
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["torchrun", "ranks"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str):
+    """Two ranks with sample processes, signalled by way of torchrun or each itself: a marker, code 0 of every rank,
+    and with --resume the weights of two ranks that nobody disturbed."""
+    if number == signal.SIGINT and to == "ranks":
+        pytest.skip("the same handler as the others")
+    arguments = ["--data", tiny_folder, *FLAGS, "--workers", 1, "--epochs", 40, "--augment", 0, "--resume"]
+    started = launch(*arguments, "--out", tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run" / "history.csv").exists() and (tmp_path / "run" / "last.pt").exists())
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    for process in [started.pid] if to == "torchrun" else children:
+        os.kill(int(process), number)
+    said, _ = started.communicate(timeout=120)
+    assert "interrupted in epoch" in said
+    assert "failed (exitcode" not in said
+    assert started.returncode == (1 if to == "torchrun" else 0)  # torchrun ends with its own signal's exception
+    assert (tmp_path / "run" / "interrupted").exists()
+    if to == "ranks" and number == signal.SIGUSR2:
+        for out in ("run", "other"):
+            assert launch(*arguments, "--out", tmp_path / out).wait(240) == 0
+            assert not (tmp_path / out / "interrupted").exists()
+        one, two = (read_checkpoint(tmp_path / out / "last.pt") for out in ("run", "other"))
+        assert is_equal(one["model"], two["model"])
+        assert is_equal(one["resume"], two["resume"])
+
+
+def launch(*arguments: object) -> subprocess.Popen:
+    """train.py on two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR2", "train.py", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
