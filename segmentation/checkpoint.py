@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import textwrap
+import warnings
 from pathlib import Path
 
 import torch
@@ -52,7 +53,9 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         if path.stat().st_size == 0:
             raise BadInput(f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # on strange pickles; what they come to is said below, in one line
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
     except OSError as error:
