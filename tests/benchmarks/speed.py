@@ -1,0 +1,224 @@
+"""Is it faster than what one would use instead? Prints one table against the peers installed beside it.
+
+    python tests/benchmarks/speed.py                       # all of it, under eight minutes on two cores
+    python tests/benchmarks/speed.py --only mlp loss       # the rows whose name holds one of these words
+
+Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18") and TverskyLoss, torchmetrics'
+confusion matrix, each as its users run it: default memory layout, default (fused) attention, logits interpolated to the
+size of the labels. Times are medians of alternating pairs in one process, ratios the medians over the pairs. Where the
+weights can be the same they are, and the outputs are asserted equal first; the ConvDecoder and the U-Net decoder are
+this project's own shapes, so there only the task is the same. A train step is forward, cross entropy, backward; dropout
+is off on both sides. The peers get an image normalised beforehand, these models normalise it themselves.
+
+FLOPs are those of matrix products and convolutions (torch.utils.flop_counter). The share of peak is FLOPs over time
+over this machine's fastest float32 matrix product in this run: torch.mm, or the same product as a 1x1 convolution.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.classification import MulticlassConfusionMatrix
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers.utils import logging
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from segmentation import ConfusionMatrix, ResNet18UNet, SegFormer, TverskyLoss  # noqa: E402
+from segmentation.ends import Normalise  # noqa: E402
+
+PAIRS, BATCH, CLASSES = 7, 4, 19
+LABELS = (8, 11, 360, 480)  # N, K, H, W of the rows about loss and metric: CamVid
+
+
+class TransformersSegFormer(nn.Module):
+    """transformers' model with the interpolation that its own loss, and its post-processing, apply to its logits."""
+
+    def __init__(self):
+        super().__init__()
+        config = SegformerConfig(num_labels=CLASSES, drop_path_rate=0.0, classifier_dropout_prob=0.0)
+        self.model = SegformerForSemanticSegmentation(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised image N x 3 x H x W -> logits N x K x H x W."""
+        return F.interpolate(self.model(image).logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows whose name holds one of these")
+    only = parser.parse_args().only
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    products = matrix_product_rates()
+    peak = max(products)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"float32 product of 2048 x 2048: torch.mm {products[0]:.0f}, 1x1 convolution {products[1]:.0f} GFLOP/s\n")
+    print(f"{'work':38}{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'bar':>6}{'peer GF':>9}{'ours GF':>9}{'of peak':>9}")
+    for name, bar, make in rows():
+        if any(word in name for word in only):
+            peer, ours = make()
+            peer_ms, ours_ms, ratio = compare(peer, ours)
+            peer_flops, ours_flops = flops(peer), flops(ours)
+            share = f"{ours_flops / ours_ms / 1e6 / peak:9.0%}" if ours_flops else f"{'-':>9}"
+            print(
+                f"{name:38}{peer_ms:9.1f}{ours_ms:9.1f}{ratio:6.2f}x{bar:5.1f}x"
+                f"{peer_flops / 1e9:9.1f}{ours_flops / 1e9:9.1f}{share}",
+                flush=True,
+            )
+    if any(word in "loss memory" for word in only):
+        peer, ours = (extra_memory(step) for step in losses())
+        print(f"\nTversky loss, extra peak memory: peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB", end="")
+        print(f", {ours / peer:.2f} of it (bar: 0.50)")
+
+
+def rows() -> list[tuple[str, float, Callable[[], tuple[Callable, Callable]]]]:
+    """Name, bar, and what makes the two functions to compare, peer first."""
+    table: list[tuple[str, float, Callable[[], tuple[Callable, Callable]]]] = []
+    for decoder, size, train in (
+        ("mlp", 256, True),
+        ("mlp", 512, True),
+        ("mlp", 256, False),
+        ("mlp", 512, False),
+        ("conv", 256, True),
+    ):
+        name = f"SegFormer-B0 {decoder}, {'train' if train else 'infer'}, {BATCH}x{size}x{size}"
+        bar = 4.0 if decoder == "conv" else 3.0 if train else 2.5
+        table.append((name, bar, lambda d=decoder, s=size, t=train: segformers(d, s, t)))
+    for train in (True, False):
+        name = f"U-Net ResNet18, {'train' if train else 'infer'}, {BATCH}x256x256"
+        table.append((name, 1.5, lambda t=train: unets(256, t)))
+    shape = "x".join(map(str, LABELS))
+    table.append((f"Tversky loss, fwd+bwd, {shape}", 2.0, losses))
+    table.append((f"confusion matrix, {shape}", 5.0, confusions))
+    return table
+
+
+def segformers(decoder: str, size: int, train: bool) -> tuple[Callable, Callable]:
+    peer = TransformersSegFormer().eval()
+    image = torch.rand(BATCH, 3, size, size)
+    normalised = Normalise()(image).contiguous()
+    if decoder == "mlp":
+        with tempfile.TemporaryDirectory() as folder:
+            peer.model.save_pretrained(folder)
+            ours = SegFormer.from_huggingface(folder)
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(image), peer(normalised), rtol=1e-4, atol=1e-5)
+    else:
+        ours = SegFormer(CLASSES, decoder=decoder)
+    target = torch.randint(CLASSES, (BATCH, size, size))
+    return step(peer, normalised, target, train), step(ours, image, target, train)
+
+
+def unets(size: int, train: bool) -> tuple[Callable, Callable]:
+    image, target = torch.rand(BATCH, 3, size, size), torch.randint(CLASSES, (BATCH, size, size))
+    peer = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES)
+    return step(peer, Normalise()(image).contiguous(), target, train), step(ResNet18UNet(CLASSES), image, target, train)
+
+
+def step(model: nn.Module, image: Tensor, target: Tensor, train: bool) -> Callable[[], object]:
+    """Forward, loss and backward; or forward alone, in eval mode."""
+    model.train(train)
+
+    def train_step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(image), target).backward()
+
+    @torch.inference_mode()
+    def infer() -> Tensor:
+        return model(image)
+
+    return train_step if train else infer
+
+
+def losses() -> tuple[Callable, Callable]:
+    N, K, H, W = LABELS
+    logits, target = torch.randn(N, K, H, W, requires_grad=True), torch.randint(K, (N, H, W))
+    peer = smp.losses.TverskyLoss("multiclass", alpha=0.3, beta=0.7, ignore_index=255, smooth=0.0, eps=1e-7)
+    ours = TverskyLoss(alpha=0.3, beta=0.7)
+
+    def gradient(criterion: nn.Module) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(criterion(logits, target), logits)[0]
+
+    torch.testing.assert_close(ours(logits, target), peer(logits, target), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient(ours)(), gradient(peer)(), rtol=1e-4, atol=1e-10)
+    return gradient(peer), gradient(ours)
+
+
+def confusions() -> tuple[Callable, Callable]:
+    N, K, H, W = LABELS
+    prediction, target = torch.randint(K, (N, H, W)), torch.randint(K, (N, H, W))
+    target[:, :20] = 255
+    peer, ours = MulticlassConfusionMatrix(K, ignore_index=255), ConfusionMatrix(K)
+    peer.update(prediction, target)
+    ours.update(prediction, target)
+    assert torch.equal(peer.confmat, ours.matrix)
+    return lambda: peer.update(prediction, target), lambda: ours.update(prediction, target)
+
+
+def compare(peer: Callable, ours: Callable) -> tuple[float, float, float]:
+    """Median milliseconds of each, and the median ratio, over PAIRS alternating pairs after one that warms up."""
+    times = []
+    for _ in range(PAIRS + 1):
+        start = time.perf_counter()
+        peer()
+        middle = time.perf_counter()
+        ours()
+        times.append((1e3 * (middle - start), 1e3 * (time.perf_counter() - middle)))
+    pairs = times[1:]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def flops(function: Callable) -> int:
+    """Of matrix products and convolutions; the fused attention of a CPU is counted as the products it consists of."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def extra_memory(function: Callable) -> int:
+    """Bytes: the highest sum of what the function allocates and has not yet freed."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    held = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def matrix_product_rates(side: int = 2048) -> tuple[float, float]:
+    """GFLOP/s of the best of ten products of two side x side matrices, by torch.mm and as a 1x1 convolution."""
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    image = a.view(1, 32, side // 32, side).permute(0, 3, 1, 2)
+    rates = []
+    for product in (lambda: a @ b, lambda: F.conv2d(image, b[:, :, None, None])):
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                product()
+            times.append(time.perf_counter() - start)
+        rates.append(2e-9 * side**3 / min(times))
+    return rates[0], rates[1]
+
+
+if __name__ == "__main__":
+    main()
