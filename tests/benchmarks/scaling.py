@@ -1,0 +1,137 @@
+"""What do two ranks gain, and where does the rest go? Whole training steps on this machine's CPU, gloo.
+
+    python tests/benchmarks/scaling.py
+    python tests/benchmarks/scaling.py --model unet --size 128 --steps 20
+
+One rank and two ranks of one thread each, and one process of two threads: images/s at the same global batch (strong
+scaling) and at the same batch a rank (weak scaling). A step's communication is what it sends, timed by itself; the part
+of it that is not hidden behind the backward is what the step takes longer than without any.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from segmentation import distributed, parallel  # noqa: E402
+from segmentation.losses import TverskyLoss  # noqa: E402
+from segmentation.models import build_model  # noqa: E402
+
+
+def measure(model: str, size: int, batch: int, steps: int) -> dict:
+    """Median seconds of a training step of a global batch, on all ranks together; with ranks, its communication too."""
+    torch.manual_seed(0)
+    bare = build_model({"model": model, "num_classes": 5}).train()
+    criterion = TverskyLoss()
+    spread = parallel.spread(bare, "ddp", torch.device("cpu"), criterion)
+    optimizer = torch.optim.Adam(spread.parameters(), lr=1e-3, fused=True)
+    share = batch // distributed.world_size()
+    image, mask = torch.rand(share, 3, size, size), torch.randint(5, (share, size, size))
+
+    def step(silent: bool = False) -> None:
+        with ExitStack() as stack:
+            if silent:
+                stack.enter_context(distributed.alone())
+                stack.enter_context(spread.no_sync())
+            optimizer.zero_grad()
+            criterion(spread(image), mask).backward()
+        optimizer.step()
+
+    found = {"step": median(step, steps), "gradient_bytes": 4 * sum(p.numel() for p in spread.parameters())}
+    if distributed.world_size() > 1:
+        sums = [x.new_zeros(x.shape) for x in sums_of(step)]
+        gradient = torch.zeros(found["gradient_bytes"] // 4)
+        found["silent"] = median(lambda: step(silent=True), steps)
+        found["gradient"] = median(lambda: dist.all_reduce(gradient), steps)
+        found["sums"] = median(lambda: [dist.all_reduce(x) for x in sums], steps)
+        found["count"] = len(sums)
+    return found
+
+
+def median(action: Callable[[], object], steps: int) -> float:
+    """Seconds of an action that all ranks begin together: of the slowest rank, the median of some steps."""
+    times = []
+    for _ in range(steps + 3):
+        if distributed.world_size() > 1:
+            dist.barrier()
+        began = time.perf_counter()
+        action()
+        times.append(max(distributed.gather([time.perf_counter() - began])))
+    return torch.tensor(times[3:]).median().item()
+
+
+def sums_of(step: Callable[[], None]) -> list[torch.Tensor]:
+    """What a step sums over ranks beside the gradient: of the loss and of every BatchNorm, forward and backward."""
+    sent, all_reduce = [], dist.all_reduce
+
+    def noted(x: torch.Tensor) -> None:
+        sent.append(x)
+        all_reduce(x)
+
+    dist.all_reduce = noted
+    try:
+        step()
+    finally:
+        dist.all_reduce = all_reduce
+    return sent
+
+
+def launch(ranks: int, threads: int, case: dict) -> dict:
+    """Measure in new processes, so that each has its threads from the start."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *start, __file__, "--worker", f"{folder}/result.json", json.dumps(case)]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
+        return json.loads(Path(folder, "result.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", choices=["segformer", "unet"], default="segformer")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8, help="of all ranks together; even")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        distributed.setup("cpu")
+        found = measure(**json.loads(args.worker[1]))
+        if distributed.rank() == 0:
+            Path(args.worker[0]).write_text(json.dumps(found))
+        return
+    whole = {"model": args.model, "size": args.size, "batch": args.batch, "steps": args.steps}
+    half = whole | {"batch": args.batch // 2}
+    runs = {
+        "1 rank of 1 thread": (launch(1, 1, whole), args.batch),
+        "1 rank of 1 thread, half the batch": (launch(1, 1, half), args.batch // 2),
+        "2 ranks of 1 thread": (two := launch(2, 1, whole), args.batch),
+        "1 process of 2 threads": (launch(1, 2, whole), args.batch),
+    }
+    print(f"{args.model}, {args.size} x {args.size}, global batch {args.batch}, median of {args.steps} steps\n")
+    print("| run | images a step | s a step | images/s | 2 ranks against it |\n|---|--:|--:|--:|--:|")
+    for name, (found, images) in runs.items():
+        gain = args.batch / two["step"] / (images / found["step"])
+        print(f"| {name} | {images} | {found['step']:.3f} | {images / found['step']:.2f} | {gain:.2f} x |")
+    alone, exposed = two["gradient"] + two["sums"], max(0.0, two["step"] - two["silent"])
+    print(
+        f"\na step sends {two['gradient_bytes'] / 1e6:.1f} MB of gradient ({1e3 * two['gradient']:.1f} ms by itself) "
+        f"and {two['count']} small sums ({1e3 * two['sums']:.1f} ms); without either it takes {two['silent']:.3f} s, so "
+        f"{exposed / two['step']:.1%} of the step is communication or waiting for the other rank, and "
+        f"{max(0.0, 1 - exposed / alone):.0%} of what is sent is hidden"
+    )
+
+
+if __name__ == "__main__":
+    main()

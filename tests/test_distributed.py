@@ -1,0 +1,332 @@
+"""N ranks compute what one process computes; a model can be spread in three ways; a rank that fails ends the run.
+
+Ranks are started as users start them, by torchrun; this file is also the script that they run.
+"""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import parity
+from PIL import Image
+from torch import nn
+
+from segmentation import distributed
+from segmentation.checkpoint import load_checkpoint, read_checkpoint
+from segmentation.distributed import SyncBatchNorm2d
+from segmentation.losses import TverskyLoss
+from segmentation.scoring import score_split
+
+ROOT = Path(__file__).resolve().parents[1]
+EXACT = 1e-9  # of all weights after the last step, and of the first gradient, in float64
+SINGLE = 1e-4  # of the first gradient in float32
+SHORT, LONG = 5, 20
+
+
+def torchrun(ranks: int, *arguments: str, restarts: int = 0, script: str = __file__, **environment: str):
+    """Start ranks of one thread each; their output is captured together."""
+    options = ["--standalone", f"--nproc_per_node={ranks}", f"--max-restarts={restarts}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options, script, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def ends(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str]:
+    """Exit code and output; a hang is a failure of the test."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+    return process.returncode, output
+
+
+def in_one_process(**case) -> dict:
+    before = torch.get_default_dtype()
+    try:
+        return parity.run(**case)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def moments(result: dict) -> dict[str, torch.Tensor]:
+    return {f"{i}.{key}": value for i, entry in result["optimizer"]["state"].items() for key, value in entry.items()}
+
+
+def assert_same_training(results: list[dict], one: dict, bar: float = EXACT) -> None:
+    """Every rank ended where one process did: gradient, weights with BatchNorm's buffers, moments, rate, scores."""
+    for result in results:
+        assert parity.distance(result["gradient"], one["gradient"]) <= bar
+        assert parity.distance(result["weights"], one["weights"]) <= bar
+        assert parity.distance(moments(result), moments(one)) <= bar
+        assert result["losses"] == pytest.approx(one["losses"], rel=bar)
+        assert result["lr"] == one["lr"]
+        assert result["confusion"] == one["confusion"]
+        assert result["single"] == one["single"]  # one image: all ranks but one have nothing to evaluate
+        buffers = [name for name in one["weights"] if "running" in name or "num_batches" in name]
+        for name in buffers:
+            torch.testing.assert_close(result["weights"][name], one["weights"][name], rtol=bar, atol=1e-12)
+    for result in results[1:]:
+        assert all(torch.equal(value, results[0]["weights"][name]) for name, value in result["weights"].items())
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> dict[str, list[dict]]:
+    """Small runs on two ranks, all in one start."""
+    cases = {
+        "segformer": {"steps": SHORT},
+        "unet": {"model": "unet", "steps": SHORT},
+        "fsdp": {"way": "fsdp", "steps": SHORT},
+        "pipeline": {"way": "pipeline", "steps": SHORT},
+        "pipeline unet": {"model": "unet", "way": "pipeline", "steps": 1},
+        "single": {"dtype": "float32", "steps": 1},
+        "single unet": {"dtype": "float32", "model": "unet", "steps": 1},
+        **{mistake: {"mistake": mistake, "steps": 2} for mistake in parity.MISTAKES},
+    }
+    return dict(zip(cases, parity.launch(2, list(cases.values())), strict=True))
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, dict]:
+    runs = {model: in_one_process(model=model, steps=SHORT) for model in ("segformer", "unet")}
+    runs |= {f"single {model}": in_one_process(model=model, steps=1, dtype="float32") for model in runs}
+    return runs
+
+
+@pytest.mark.parametrize("run", ["segformer", "unet", "fsdp", "pipeline"])
+def test_two_ranks_train_as_one(two_ranks, one_process, run):
+    assert_same_training(two_ranks[run], one_process["unet" if run == "unet" else "segformer"])
+
+
+def test_pipeline_takes_a_model_with_batchnorm_in_its_encoder(two_ranks, one_process):
+    for result in two_ranks["pipeline unet"]:
+        assert parity.distance(result["gradient"], one_process["unet"]["gradient"]) <= EXACT
+
+
+@pytest.mark.parametrize("run, model", [("single", "segformer"), ("single unet", "unet")])
+def test_first_gradient_in_single_precision(two_ranks, one_process, run, model):
+    for result in two_ranks[run]:
+        assert parity.distance(result["gradient"], one_process[f"single {model}"]["gradient"]) <= SINGLE
+
+
+@pytest.mark.parametrize("mistake", list(parity.MISTAKES))
+def test_mistakes_are_far_over_the_bars(two_ranks, one_process, mistake):
+    error = parity.distance(two_ranks[mistake][0]["gradient"], one_process["segformer"]["gradient"])
+    assert error > 100 * SINGLE  # so that the float32 bar catches it too
+
+
+def test_fsdp_holds_a_share_of_the_weights(two_ranks, one_process):
+    whole = one_process["segformer"]["bytes"]
+    held = [result["bytes"] for result in two_ranks["fsdp"]]
+    assert sum(held) == whole
+    assert max(held) < 1.05 * whole / 2
+
+
+def test_pipeline_holds_its_part_of_the_weights(two_ranks, one_process):
+    held = [result["bytes"] for result in two_ranks["pipeline"]]
+    assert sum(held) == one_process["segformer"]["bytes"]
+    assert min(held) > 0
+
+
+def test_arithmetic_over_three_ranks():
+    code, output = ends(torchrun(3, "arithmetic"))
+    assert code == 0, output
+
+
+def check_batchnorm() -> None:
+    """SyncBatchNorm2d on unequal shares (one empty) is BatchNorm2d on the whole: output, gradients, buffers."""
+    sizes = [4, 0, 2]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(sizes), 3, 4, 5, generator=generator, dtype=torch.float64) * 3 + 100
+    cotangent = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    whole, sync = nn.BatchNorm2d(3).double(), SyncBatchNorm2d(3).double()
+    for norm in (whole, sync):
+        nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(2))
+    start = sum(sizes[: distributed.rank()])
+    rows = slice(start, start + sizes[distributed.rank()])
+    for _ in range(2):  # the second time about a running mean that is not 0
+        all_x, own_x = x.clone().requires_grad_(), x[rows].clone().requires_grad_()
+        expected, found = whole(all_x), sync(own_x)
+        torch.testing.assert_close(found, expected[rows], rtol=1e-9, atol=1e-11)
+        whole.zero_grad(), sync.zero_grad()
+        (expected * cotangent).sum().backward()
+        (found * cotangent[rows]).sum().backward()
+        torch.testing.assert_close(own_x.grad, all_x.grad[rows], rtol=1e-9, atol=1e-11)
+        for name in ("weight", "bias"):
+            gradient = distributed.all_reduce_sum(getattr(sync, name).grad)
+            torch.testing.assert_close(gradient, getattr(whole, name).grad, rtol=1e-9, atol=1e-11)
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(getattr(sync, name), buffer, rtol=1e-9, atol=0)
+    torch.testing.assert_close(sync.eval()(x), whole.eval()(x), rtol=1e-9, atol=1e-11)
+
+
+def check_sums() -> None:
+    rank = distributed.rank()
+    x = torch.tensor([1.0 + rank], requires_grad=True)
+    total = distributed.all_reduce_sum(x)
+    (total * (1 + rank)).sum().backward()
+    assert (total.item(), x.grad.item()) == (6, 6)  # 1 + 2 + 3, forward and backward
+    with distributed.alone():
+        assert (distributed.world_size(), distributed.all_reduce_sum(x).item()) == (1, 1 + rank)
+    assert distributed.world_size() == 3
+    assert distributed.gather([rank] * rank) == [1, 2, 2]
+
+
+def check_ignored_everywhere() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = TverskyLoss()(logits, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def check_scores() -> None:
+    """Five images, and one, on three ranks: integer for integer what one rank counts by itself."""
+    torch.manual_seed(0)
+    model = parity.build_model(parity.CONFIGS["segformer"]).eval()
+    for split in ("val", "single"):
+        found = score_split(model, parity.Pictures(), split, device=torch.device("cpu"))
+        with distributed.alone():
+            expected = score_split(model, parity.Pictures(), split, device=torch.device("cpu"))
+        assert found == expected
+        assert sum(map(sum, found["confusion"])) == len(parity.Pictures().splits[split]) * parity.SIDE**2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_matrix(ranks):
+    """Twenty steps, unequal shards, a first rank whose crops are all ignored; both models, every way."""
+    cases = [{"model": m, "way": way, "steps": LONG} for m in ("segformer", "unet") for way in parity.WAYS]
+    cases += [{"model": m, "way": "fsdp", "steps": SHORT} for m in ("segformer mlp", "uformer")]
+    one = {(c["model"], c["steps"]): in_one_process(**c) for c in cases if c["way"] == "ddp" or c["steps"] == SHORT}
+    for case, results in zip(cases, parity.launch(ranks, cases), strict=True):
+        assert_same_training(results, one[case["model"], case["steps"]])
+        if case["way"] == "fsdp":
+            assert max(result["bytes"] for result in results) < 1.1 * one[case["model"], case["steps"]]["bytes"] / ranks
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_from_way_to_way(tmp_path):
+    """fsdp on 4 ranks, pipeline on 3, ddp on 2, one process; each goes on where the one before it saved."""
+    legs = [(4, "fsdp", 10), (3, "pipeline", 4), (2, "ddp", 4)]
+    first, start = 0, None
+    for ranks, way, steps in legs:
+        file = str(tmp_path / f"{way}.pt")
+        case = {"way": way, "steps": steps, "first": first, "start": start, "save": file}
+        [results] = parity.launch(ranks, [case])
+        model, _ = load_checkpoint(file)  # the plain file of one process
+        found = score_split(model.float(), parity.Pictures(), "val", device=torch.device("cpu"))
+        assert found["confusion"] == results[0]["confusion"]
+        first, start = first + steps, file
+    last = in_one_process(steps=LONG - first, first=first, start=start)
+    whole = in_one_process(steps=LONG)
+    assert parity.distance(last["weights"], whole["weights"]) <= EXACT
+    assert parity.distance(moments(last), moments(whole)) <= EXACT
+    assert last["lr"] == whole["lr"]
+
+
+@pytest.fixture
+def train_flags(tmp_path) -> list[str]:
+    """train.py's command line for a few steps on a few small pictures."""
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    pictures = parity.Pictures()
+    for i in range(14):
+        Image.fromarray(pictures.image(str(i))).save(tmp_path / "data" / "images" / f"{i:02}.png")
+        Image.fromarray(pictures.mask(str(i))).save(tmp_path / "data" / "masks" / f"{i:02}.png")
+    table = "".join(f"{k},class {k},{k},0,0\n" for k in range(parity.CLASSES))
+    (tmp_path / "data" / "classes.csv").write_text("index,name,r,g,b\n" + table)
+    flags = {"data": tmp_path / "data", "encoder-weights": "none", "augment": 0, "batch-size": 3, "workers": 0}
+    flags |= {"epochs": 2, "out": tmp_path / "run", "save-every": 1e-6}
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_failing_rank_ends_all_with_its_message(train_flags, tmp_path):
+    began = time.monotonic()
+    code, output = ends(torchrun(2, "failing_train", *train_flags, FAILURE="raise", XDG_CACHE_HOME=str(tmp_path)))
+    assert code == 1
+    assert "RuntimeError: the disk of rank 1 is gone" in output
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_from_the_last_checkpoint(train_flags, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    killed = torchrun(2, "failing_train", *train_flags, restarts=1, FAILURE="kill", **environment)
+    code, output = ends(killed)
+    assert code == 0, output
+    assert "done in" in output
+    other = [*train_flags, "--out", str(tmp_path / "undisturbed")]
+    assert ends(torchrun(2, *other, script="train.py", **environment))[0] == 0
+    found, expected = (read_checkpoint(tmp_path / run / "last.pt") for run in ("run", "undisturbed"))
+    assert parity.distance(found["model"], expected["model"]) < 1e-6
+    assert len(found["history"]) == 2
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_host_do_not_collide(train_flags, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "script": "train.py"}
+    runs = [torchrun(2, *train_flags, "--out", str(tmp_path / name), **environment) for name in ("a", "b")]
+    for process in runs:
+        code, output = ends(process)
+        assert code == 0, output
+    first, second = (read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("a", "b"))
+    assert parity.distance(first, second) < 1e-6
+
+
+@pytest.mark.slow
+def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "script": "train.py"}
+    for ranks, way, epochs in ((2, "fsdp", "1"), (3, "pipeline", "2"), (2, "ddp", "3")):
+        flags = [*train_flags, "--parallel", way, "--epochs", epochs, "--resume"]
+        code, output = ends(torchrun(ranks, *flags, **environment))
+        assert code == 0, output
+        assert f"epoch {epochs}/{epochs}" in output
+    _, meta = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert len(meta["history"]) == 3
+    assert all(math.isfinite(row["val_loss"]) for row in meta["history"])
+    code, output = ends(torchrun(6, *train_flags, "--parallel", "pipeline", "--resume", **environment))
+    assert code != 0 and "5 parts for 6 ranks" in output
+
+
+def failing_train() -> None:
+    """train.py, whose rank 1 fails in the sixth step, at the first try."""
+    import train
+
+    steps = 0
+    forward = TverskyLoss.forward
+
+    def fails(self, logits, target):
+        nonlocal steps
+        steps += 1
+        if steps == 6 and distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            if os.environ["FAILURE"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("the disk of rank 1 is gone")
+        return forward(self, logits, target)
+
+    TverskyLoss.forward = fails
+    train.main()
+
+
+if __name__ == "__main__":
+    action = sys.argv.pop(1)
+    if action == "failing_train":
+        failing_train()
+    else:
+        distributed.setup("cpu", timeout_minutes=1)
+        check_sums()
+        check_batchnorm()
+        check_ignored_everywhere()
+        check_scores()
