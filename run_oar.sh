@@ -74,7 +74,7 @@ while [ ${#started[@]} -gt 0 ]; do
     started=("${left[@]}")
     [ -n "$signalled" ] || continue
     [ $((SECONDS - signalled)) -lt $GRACE ] || break
-    if [ $((SECONDS - forwarded)) -ge 5 ]; then   # again and again: ranks that are just starting miss the first
+    if [ $((SECONDS - forwarded)) -ge 5 ] && [ ! -e "$OUT/interrupted" ]; then   # again: starting ranks miss the first
         forwarded=$SECONDS
         everywhere 'pkill -USR2 -P $pid'
     fi

@@ -40,7 +40,7 @@ from segmentation.pretrained import load_encoder_weights
 from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.scoring import score_split
-from segmentation.stopping import Clock, Stopped
+from segmentation.stopping import Clock, Stopped, ignore_signals
 
 ANNEAL = 0.5  # with --max-minutes the learning rate falls to 0 over this last share of the time
 
@@ -70,6 +70,10 @@ def main() -> None:
     samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed)
     share, shares = batch_share(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)
+    height, width = samples[0, 0]["image"].shape[1:]
+    if args.batch_size == 1 and max(height, width) <= 32:
+        sentence = "leaves BatchNorm a single value to take statistics of: use --batch-size 2 or more"
+        raise BadInput(f"--batch-size 1 of {height} x {width} pixels {sentence}")
     loader = make_loader(samples, order, args.workers)
     steps = len(order)
 
@@ -139,7 +143,8 @@ def main() -> None:
         if not save("last.pt"):
             sys.exit(f"error: interrupted in epoch {state['epoch'] + 1}, and the last save failed")
         distributed.say(f"interrupted in epoch {state['epoch'] + 1}: the same command with --resume goes on")
-        if torch.distributed.is_torchelastic_launched():  # torchrun would turn the code into 1, or start the ranks again
+        ignore_signals()  # the interpreter's own end has no handlers, and a second signal would make it a failure
+        if torch.distributed.is_torchelastic_launched():  # which hides a code, or starts the ranks again
             (out / MARKER).touch()
             return
         sys.exit(99)

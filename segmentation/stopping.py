@@ -59,6 +59,7 @@ class Clock:
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For the processes that prepare samples: torchrun signals them too, and a rank without them could not save."""
+    """From here on they do nothing. For the processes that prepare samples: torchrun signals them too, and a rank
+    without them could not save."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
