@@ -6,6 +6,7 @@ from html import escape
 COLOURS = ("#2a78d6", "#d9622b", "#1c9a74", "#9a5bd0", "#a88400", "#d6457f")  # of runs; legible on white and on black
 WIDTH, HEIGHT = 300, 210  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 28  # its margins
+DOTTED = 60  # epochs up to which each is a dot that tells its value under the pointer
 LOWEST_RATE = 1e-4  # of the highest learning rate: what lies below, as at an annealed end, is drawn there
 PANELS = (
     ("Loss", {"val_loss": "validation", "train_loss": "training"}),
@@ -56,8 +57,9 @@ def _panel(title: str, keys: dict[str, str], runs: Runs) -> str:
     drawn = {}  # (run, key) -> points (epoch, value)
     for name, history in runs.items():
         for key in keys:
-            drawn[name, key] = [(row["epoch"], float(row[key])) for row in history if row.get(key) is not None]
-    values = [value for points in drawn.values() for _, value in points if math.isfinite(value)]
+            known = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
+            drawn[name, key] = [(epoch, float(value)) for epoch, value in known if math.isfinite(value)]
+    values = [value for points in drawn.values() for _, value in points]
     epochs = [epoch for points in drawn.values() for epoch, _ in points]
     if not values:
         return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}"><text x="{LEFT}" y="18">{title}: none</text></svg>'
@@ -88,15 +90,12 @@ def _panel(title: str, keys: dict[str, str], runs: Runs) -> str:
             )
     for (name, key), points in drawn.items():
         colour, dash = colour_of(list(runs).index(name)), ' stroke-dasharray="4 3"' if key == "train_loss" else ""
-        finite = [(x_of(epoch), y_of(value), epoch, value) for epoch, value in points if math.isfinite(value)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in finite)
+        line = " ".join(f"{x_of(epoch):.1f},{y_of(value):.1f}" for epoch, value in points)
         parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{line}"/>')
-        radius = 2.5 if len(finite) <= 40 else 1
-        for x, y, epoch, value in finite:  # dots, for the value under the pointer and where a line has one point
+        for epoch, value in points if len(points) <= DOTTED else []:
+            place = f'cx="{x_of(epoch):.1f}" cy="{y_of(value):.1f}" r="2.5" fill="{colour}"'
             label = f"{escape(name)}, epoch {epoch}: {keys[key]} {value:.4g}"
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{label}</title></circle>'
-            )
+            parts.append(f"<circle {place}><title>{label}</title></circle>")
     about = "; ".join(
         f"{name} {keys[key]} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for (name, key), p in drawn.items() if p
     )

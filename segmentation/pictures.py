@@ -1,6 +1,7 @@
 """Predictions as pictures: class indices with their colours, an overlay, the confidence, and where truth is missed."""
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
@@ -14,7 +15,7 @@ Palette = list[list[int]]
 
 
 def predict_labels(
-    model: nn.Module, image: np.ndarray, size: Size, *, tile: int | None, flips: bool, device: object
+    model: nn.Module, image: np.ndarray, size: Size, *, tile: int | None, flips: bool, device: torch.device | str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and confidence of each pixel: two uint8 arrays of `size`, the second 255 times the class's probability.
 

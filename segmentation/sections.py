@@ -67,7 +67,7 @@ def curve_section(entries: list[Entry]) -> str:
     names = "".join(
         f"<li>{swatch(colour_of(index))}{escape(name)}</li>" for index, name in enumerate(runs) if len(runs) > 1
     )
-    note = "On the validation images, an epoch a dot; dashed: the training loss. The learning rate is logarithmic."
+    note = "On the validation images; dashed: the training loss. The learning rate is on a logarithmic scale."
     panels = "".join(curve_panels(runs))
     return f'<p class="soft">{note}</p><ul class="legend">{names}</ul><div class="curves">{panels}</div>'
 
@@ -211,9 +211,8 @@ def duration(seconds: float) -> str:
 def marked(values: list[float | None], best: Callable = max) -> list[tuple[float | None, str]]:
     """Each value with " best" if several are there and this one alone is the best."""
     present = [value for value in values if value is not None]
-    winner = best(present) if len(values) > 1 and present else None
-    winner = winner if present.count(winner) == 1 else None
-    return [(value, " best" if value is not None and value == winner else "") for value in values]
+    alone = len(values) > 1 and bool(present) and present.count(best(present)) == 1
+    return [(value, " best" if alone and value == best(present) else "") for value in values]
 
 
 def bar(value: float | None, mark: str) -> str:

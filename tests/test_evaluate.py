@@ -1,0 +1,201 @@
+"""evaluate.py: scores of several checkpoints, images without masks, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+from PIL import Image
+
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.inference import LARGE_TILE, LARGEST_WHOLE, predict_strips, usual_tile
+from segmentation.metrics import ConfusionMatrix
+from segmentation.pictures import UNSCORED, WRONG, bounded, difference, overlay, palette_image, predict_labels
+
+FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0)
+
+
+def train(out: Path, folder: Path, *flags: object) -> Path:
+    assert run_script("train", "--data", folder, *FLAGS, "--out", out, *flags) == 0
+    return out / "best.pt"
+
+
+@pytest.fixture(scope="module", params=["own size", "32 x 48"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """One that was trained on the images as they are, and one on resized images."""
+    size = ("--image-size", 32, 48) if request.param == "32 x 48" else ()
+    return train(tmp_path_factory.mktemp("runs") / "a", tiny_folder, *size)
+
+
+@pytest.fixture
+def colourful(tmp_path: Path) -> Path:
+    """Three good images in other modes than RGB."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    noise.convert("L").save(folder / "grey.png")
+    noise.convert("RGBA").save(folder / "alpha.PNG")
+    noise.quantize(16).save(folder / "palette.gif")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips")])
+def test_scores_of_the_written_labels_are_the_printed_scores(
+    checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
+):
+    assert run_script("evaluate", checkpoint, *flags, "--json", tmp_path / "scores.json") == 0
+    assert run_script("evaluate", checkpoint, *flags, "--images", tiny_folder / "images", "--out", tmp_path) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    classes = list(scores["iou"])
+    matrix = ConfusionMatrix(len(classes))
+    for name in read_checkpoint(checkpoint)["data"]["splits"]["test"]:
+        pair = [Image.open(tmp_path / "labels" / Path(name).name), Image.open(tiny_folder / "masks" / Path(name).name)]
+        assert pair[0].mode == "P"
+        matrix.update(*(torch.from_numpy(np.array(picture, np.int64))[None] for picture in pair))
+    assert matrix.matrix.tolist() == scores["confusion"]
+    assert {key: scores[key] for key in ("miou", "mpa", "iou")} == {
+        key: matrix.scores(classes)[key] for key in ("miou", "mpa", "iou")
+    }
+
+
+def test_images_of_any_mode_become_labels_overlay_and_confidence(
+    checkpoint: Path, colourful: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 0
+    meta = read_checkpoint(checkpoint)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["1/3", "alpha.PNG"], ["2/3", "grey.png"], ["3/3", "palette.gif"]]
+    for name in ("alpha", "grey", "palette"):
+        files = {kind: Image.open(tmp_path / "out" / kind / f"{name}.png") for kind in ("labels", "overlay")}
+        labels = np.array(files["labels"])
+        assert files["labels"].size == files["overlay"].size == (70, 50)
+        assert set(np.unique(labels)) <= {0, 1, 2}
+        colours = np.array(files["labels"].convert("RGB"))
+        assert (colours == np.array(meta["palette"], np.uint8)[labels]).all()
+        confidence = Image.open(tmp_path / "out" / "confidence" / f"{name}.png")
+        assert confidence.mode == "L" and confidence.size == (70, 50)
+        assert np.array(confidence).min() >= 255 // 3  # the largest of three probabilities
+
+
+def test_shares_in_the_line_are_those_of_the_labels_and_one_class_is_warned_of(
+    checkpoint: Path, colourful: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    labels = np.array(Image.open(tmp_path / "labels" / "grey.png"))
+    for index in np.unique(labels):
+        share = (labels == index).mean()
+        assert share < 0.0005 or f" {index} {share:.1%}" in lines[1]
+    assert ("warning" in lines[1]) == (np.bincount(labels.ravel()).max() > 0.999 * labels.size)
+    sure = read_checkpoint(checkpoint)
+    last = [key for key in sure["model"] if key.endswith("bias")][-1]
+    sure["model"][last] = torch.tensor([0.0, 1e4, 0.0])
+    save_checkpoint(tmp_path / "sure.pt", sure)
+    assert run_script("evaluate", tmp_path / "sure.pt", "--images", colourful, "--out", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(
+        line.endswith("1 100.0%  warning: 1 is more than 99.9% of the pixels") for line in lines
+    )
+
+
+def test_bad_images_are_named_and_the_others_predicted(
+    checkpoint: Path, colourful: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (colourful / "broken.jpg").write_bytes(b"\xff\xd8nothing")
+    (colourful / "grey.jpg").write_bytes((colourful / "grey.png").read_bytes())
+    Image.fromarray(np.zeros((40, 40), np.uint16)).save(colourful / "deep.png")
+    assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert "left out: broken.jpg is" in said.out and "left out: deep.png stores more than 8 bits" in said.out
+    assert said.err.count("\n") == 1 and "3 of 6 images left out: broken.jpg, deep.png, grey.png" in said.err
+    assert {path.stem for path in (tmp_path / "out" / "labels").iterdir()} == {"alpha", "grey", "palette"}
+
+
+def test_what_cannot_be_done_is_said_in_one_line(
+    checkpoint: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for flags, reason in (
+        (("--images", tmp_path / "empty", "--out", tmp_path), "holds no images"),
+        (("--images", tmp_path / "gone", "--out", tmp_path), "cannot be listed"),
+        (("--images", tiny_folder / "images", "--out", tmp_path / "file"), "cannot be made"),
+        (("--out", tmp_path / "file" / "deeper"), "cannot be made"),
+    ):
+        assert run_script("evaluate", checkpoint, *flags) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
+    assert run_script("evaluate", checkpoint, "--images", tiny_folder / "images") == 2
+    assert "--images needs --out" in capsys.readouterr().err
+    assert run_script("evaluate", checkpoint, checkpoint, "--images", tiny_folder / "images", "--out", tmp_path) == 2
+    assert "--images takes one checkpoint" in capsys.readouterr().err
+
+
+def test_only_checkpoints_of_the_same_classes_and_images_are_compared(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for name, change, reason in (
+        ("split", lambda meta: meta["data"]["splits"]["test"].pop(), "has other test images than"),
+        ("names", lambda meta: meta.update(classes=["a", "b", "c"]), "has other classes than"),
+    ):
+        other = read_checkpoint(checkpoint)
+        change(other)
+        save_checkpoint(tmp_path / f"{name}.pt", other)
+        assert run_script("evaluate", checkpoint, tmp_path / f"{name}.pt") == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
+
+
+def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path: Path):
+    last = checkpoint.with_name("last.pt")
+    assert run_script("evaluate", checkpoint, "--json", tmp_path / "one.json") == 0
+    assert run_script("evaluate", checkpoint, last, "--json", tmp_path / "both.json") == 0
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert list(both) == [str(checkpoint), str(last)]
+    assert both[str(checkpoint)] == json.loads((tmp_path / "one.json").read_text())
+
+
+def test_labels_and_confidence_are_those_of_the_strips():
+    model = torch.nn.Conv2d(3, 4, 3, padding=1)
+    image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
+    labels, confidence = predict_labels(model, image, (70, 101), tile=None, flips=False, device="cpu")
+    whole = torch.cat([strip for _, strip in predict_strips(model, image, output_size=(70, 101))], dim=1)
+    assert (labels == whole.argmax(0).numpy()).all()
+    assert np.abs(confidence / 255 - whole.amax(0).numpy()).max() < 0.5001 / 255
+
+
+def test_only_very_large_images_are_tiled_unasked():
+    side = int(LARGEST_WHOLE**0.5)
+    assert usual_tile(np.empty((side, side, 3), np.uint8)) is None
+    assert usual_tile(np.empty((4000, 6000, 3), np.uint8)) == LARGE_TILE
+
+
+def test_palette_images_keep_every_index_and_colour():
+    labels = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
+    palette = [[10, 20, 30], [200, 100, 0], [0, 0, 255]]
+    image = palette_image(labels, palette)
+    assert (np.array(image) == labels).all()
+    assert np.array(image.convert("RGB")).tolist()[1] == [[0, 0, 255], [200, 100, 0], [0, 0, 0]]
+    assert palette_image(labels, [[0, 0, 0], *palette[1:]]).convert("RGB").getpixel((2, 1)) == (255, 255, 255)
+
+
+def test_difference_marks_wrong_and_unscored_pixels_and_no_others():
+    truth, prediction = np.array([[0, 1, 255, 1]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)
+    image = Image.new("RGB", (4, 1), (100, 100, 100))
+    palette = [[1, 1, 1], [2, 2, 2]]
+    marked = difference(image, palette_image(truth, palette), palette_image(prediction, palette))
+    pixels = [marked.getpixel((x, 0)) for x in range(4)]
+    assert pixels[1] == WRONG and pixels[2] == UNSCORED
+    assert pixels[0] == pixels[3] and len(set(pixels[0])) == 1
+    half = overlay(image, palette_image(truth, [[0, 0, 0], [200, 200, 200]]))
+    assert half.getpixel((0, 0)) == (50, 50, 50) and half.getpixel((1, 0)) == (150, 150, 150)
+
+
+def test_pictures_for_a_report_are_bounded_and_labels_stay_labels():
+    labels = palette_image(np.random.default_rng(0).choice([0, 7], (400, 600)).astype(np.uint8), [[9, 9, 9]] * 8)
+    small = bounded(labels, (4000, 6000))
+    assert small.size == (800, 533) and small.mode == "P" and set(np.unique(small)) == {0, 7}
+    assert bounded(Image.new("RGB", (30, 20)), (40, 60)).size == (60, 40)

@@ -1,0 +1,345 @@
+"""report.html, its pictures and tables, the curves: what is in them, and what a browser makes of them."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+from PIL import Image
+
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.curves import COLOURS, curve_panels, curves_svg
+from segmentation.sections import duration, marked
+from segmentation.tables import Entry, choose_examples
+
+FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0, "--seed", 3)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=4000",
+    "--dump-dom",
+]
+HOSTILE = "<script>alert('1')</script>&\""  # the name of a class
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> list[Path]:
+    """Two checkpoints of the same data."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, rate in (("slow", 1e-4), ("quick", 3e-3)):
+        flags = ("--data", tiny_folder, "--model", "unet", "--lr", rate, *FLAGS, "--out", root / name)
+        assert run_script("train", *flags) == 0
+    return [root / "slow" / "last.pt", root / "quick" / "last.pt"]
+
+
+@pytest.fixture(scope="module")
+def single(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("single")
+    flags = ("--out", out, "--top", 1, "--json", out / "scores.json", "--flips")
+    assert run_script("evaluate", runs[1], *flags) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def comparison(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison")
+    assert run_script("evaluate", *runs, "--out", out, "--top", 2, "--json", out / "scores.json") == 0
+    return out
+
+
+class Elements(HTMLParser):
+    """All start tags with their attributes, and all text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, **wanted: str) -> list[dict]:
+        return [a for t, a in self.found if t == tag and all(a.get(k) == v for k, v in wanted.items())]
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_report_is_one_file_that_loads_nothing(single: Path, comparison: Path):
+    for folder in (single, comparison):
+        page = Elements((folder / "report.html").read_text())
+        for tag, attributes in page.found:
+            assert tag not in ("link", "iframe", "object", "embed", "base")
+            assert tag != "script" or not attributes
+            for key in ("src", "href", "srcset", "xlink:href", "action"):
+                value = attributes.get(key, "#")
+                assert value.startswith(("#", "data:image/")), (tag, value[:80])
+        assert not re.search(r"url\(|@import|https?:", (folder / "report.html").read_text())
+
+
+def test_the_report_names_every_convention_and_how_the_model_came_about(single: Path, runs: list[Path]):
+    scores = json.loads((single / "scores.json").read_text())
+    text = Elements((single / "report.html").read_text()).text
+    for key in ("miou", "mpa", "pixel_accuracy", "image_miou", "image_mpa", "loss"):
+        assert f"{scores[key]:.4f}" in text
+    for words in (
+        "one confusion matrix of all pixels, mean over 3 of 3 classes",
+        "mean over images for each class, then over classes",
+        "Tversky 0.3 / 0.7, one loss over all pixels",
+        f"{sum(map(sum, scores['confusion'])):,} pixels of 3 images are scored, at the masks' own size",
+        "generic: 3 test images",
+        read_checkpoint(runs[1])["command"],
+        "averaged over flips",
+        "2 epochs, batch 8, learning rate 0.003",
+        "none: trained from random numbers",
+        f"torch {torch.__version__}",
+    ):
+        assert words in text, words
+    assert re.search(r"seed\s*3", text)
+
+
+def test_the_report_shows_best_and_worst_as_pictures_with_words(single: Path):
+    scores = json.loads((single / "scores.json").read_text())
+    page = Elements((single / "report.html").read_text())
+    assert len(page.all("article")) == 2
+    buttons = [a["data-kind"] for a in page.all("button", **{"class": "zoom"})]
+    assert buttons == ["image", "truth", "prediction", "difference"] * 2
+    pictures = [a for a in page.all("img") if "src" in a]
+    assert len(pictures) == 8 and all(len(a["alt"]) > 10 for a in pictures)
+    ordered = sorted(scores["images"], key=lambda image: -image["miou"])
+    shown = [a["data-title"] for a in page.all("button", **{"data-kind": "prediction"})]
+    for image, title in zip((ordered[0], ordered[-1]), shown, strict=True):
+        assert title == f"{image['name']}: mIoU {image['miou']:.4f}, mPA {image['mpa']:.4f}"
+
+
+def test_pictures_and_tables_lie_beside_the_report(single: Path, tiny_folder: Path):
+    scores = json.loads((single / "scores.json").read_text())
+    best = max(scores["images"], key=lambda image: image["miou"])["name"]
+    stem = f"images_{Path(best).stem}"
+    files = {path.name for path in (single / "report_pictures").iterdir()}
+    kinds = ("image", "truth", "prediction", "difference")
+    assert {f"{stem}_{kind}.png" for kind in kinds} <= files and len(files) == 8
+    truth = Image.open(single / "report_pictures" / f"{stem}_truth.png")
+    mask = np.array(Image.open(tiny_folder / "masks" / Path(best).name))
+    assert truth.mode == "P" and (np.array(truth) == mask).all()
+    image = Image.open(single / "report_pictures" / f"{stem}_image.png")
+    assert (np.array(image) == np.array(Image.open(tiny_folder / best))).all()
+    by_class = rows_of(single / "scores_by_class.csv")
+    assert [float(row[2]) for row in by_class[1:]] == list(scores["iou"].values())
+    assert [float(row[3]) for row in by_class[1:]] == list(scores["accuracy"].values())
+    assert sum(float(row[1]) for row in by_class[1:]) == pytest.approx(1)
+    assert [float(row[1]) for row in rows_of(single / "scores_by_image.csv")[1:]] == [
+        image["miou"] for image in scores["images"]
+    ]
+    assert float(rows_of(single / "scores.csv")[1][2]) == scores["miou"]
+
+
+def test_a_comparison_has_a_column_a_model_and_says_where_each_wins(comparison: Path, runs: list[Path]):
+    scores = list(json.loads((comparison / "scores.json").read_text()).values())
+    by_class = rows_of(comparison / "scores_by_class.csv")
+    assert by_class[0] == ["class", "share", "IoU slow", "IoU quick", "accuracy slow", "accuracy quick"]
+    for row in by_class[1:]:
+        assert [float(row[2]), float(row[3])] == [each["iou"][row[0]] for each in scores]
+    text = Elements((comparison / "report.html").read_text()).text
+    for index, name in enumerate(("slow", "quick")):
+        other = scores[1 - index]
+        classes = sum(value > other["iou"][key] for key, value in scores[index]["iou"].items())
+        pairs = zip(scores[index]["images"], other["images"], strict=True)
+        images = sum(mine["miou"] > its["miou"] for mine, its in pairs)
+        assert f"{name} has the highest IoU in {classes} of 3 classes and the highest mIoU in {images} of 3" in text
+        assert f"Where {name} leads most" in text
+    page = Elements((comparison / "report.html").read_text())
+    articles = len(page.all("article"))
+    assert 2 <= articles <= 5
+    for kind, count in (("image", 1), ("truth", 1), ("prediction", 2), ("difference", 2)):
+        assert len(page.all("button", **{"data-kind": kind})) == count * articles
+    assert len(page.all("polyline", stroke=COLOURS[0])) == len(page.all("polyline", stroke=COLOURS[1])) == 5
+
+
+def test_text_from_files_is_text_in_the_report(runs: list[Path], tmp_path: Path):
+    meta = read_checkpoint(runs[0])
+    meta |= {"classes": ["a", HOSTILE, "c"], "command": HOSTILE}
+    save_checkpoint(tmp_path / "hostile.pt", meta)
+    assert run_script("evaluate", tmp_path / "hostile.pt", "--out", tmp_path / "out", "--top", 1) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert HOSTILE not in page and html.escape(HOSTILE) in page
+    assert len(Elements(page).all("script")) == 1
+
+
+def test_a_second_report_leaves_no_picture_of_the_first(runs: list[Path], tmp_path: Path):
+    for top, count in ((3, 12), (0, 0)):
+        assert run_script("evaluate", runs[0], "--out", tmp_path, "--top", top) == 0
+        assert len(list((tmp_path / "report_pictures").iterdir())) == count
+
+
+def test_checkpoints_without_a_history_have_a_report(runs: list[Path], tmp_path: Path):
+    meta = read_checkpoint(runs[0])
+    for key in ("history", "environment", "seconds", "command", "encoder_weights"):
+        meta.pop(key)
+    save_checkpoint(tmp_path / "average.pt", meta)
+    assert run_script("evaluate", tmp_path / "average.pt", "--out", tmp_path, "--top", 0) == 0
+    assert "No training history is stored" in (tmp_path / "report.html").read_text()
+
+
+def entry(label: str, values: dict[str, float | None]) -> Entry:
+    images = [{"name": name, "miou": value, "mpa": value} for name, value in values.items()]
+    return Entry(label, label, 0, {}, {"images": images})
+
+
+def test_the_choice_of_examples():
+    a = entry("a", {"p": 0.5, "q": 0.9, "r": None, "s": 0.1, "t": 0.3})
+    assert choose_examples([a], 2) == {"Best images": ["q", "p"], "Worst images": ["s", "t"]}
+    assert choose_examples([a], 9) == {"Best images": ["q", "p"], "Worst images": ["s", "t"]}
+    b = entry("b", {"p": 0.6, "q": 0.1, "r": 0.9, "s": 0.1, "t": 0.6})
+    assert choose_examples([a, b], 1) == {
+        "Where a leads most": ["q"],
+        "Where b leads most": ["t"],
+        "Hardest for all": ["s"],
+    }
+
+
+def test_the_best_of_several_is_marked_unless_shared():
+    assert [bool(mark) for _, mark in marked([0.2, None, 0.4])] == [False, False, True]
+    assert [bool(mark) for _, mark in marked([0.2, 0.1], min)] == [False, True]
+    assert not any(mark for values in ([0.4, 0.4], [0.4], [None, None]) for _, mark in marked(values))
+    assert [duration(s) for s in (8.4, 61, 7380)] == ["8 s", "1 min 1 s", "2 h 3 min"]
+
+
+def history(epochs: int, factor: float = 1.0) -> list[dict]:
+    keys = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr")
+    return [{"epoch": e + 1, **dict.fromkeys(keys, factor / (e + 2))} for e in range(epochs)]
+
+
+def points(panel: str) -> list[list[tuple[float, float]]]:
+    lines = re.findall(r'points="([^"]*)"', panel)
+    return [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
+
+
+def test_curves_are_valid_svg_with_the_values_in_their_places():
+    root = ET.fromstring(curves_svg({"a & b": history(5), "c": history(9, 0.5)}))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "a & b" in "".join(root.itertext())
+    loss, miou, _, rate = curve_panels({"a": history(5), "c": history(9, 0.5)})
+    assert len(points(loss)) == 4 and loss.count("stroke-dasharray") == 2
+    first, second = points(miou)
+    assert len(first) == 5 and len(second) == 9
+    assert first[4][0] == second[4][0]  # the same epoch
+    assert first[0][1] < first[1][1] < first[4][1]  # y points down, values fall
+    assert first[2][1] == pytest.approx(second[0][1], abs=0.1)  # 1 / 4 and 0.5 / 2
+    assert points(rate)[0][0][1] < points(rate)[1][0][1]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        {},
+        {"a": []},
+        {"a": history(1)},
+        {"a": [row | {"lr": 0.0, "val_miou": None, "val_loss": float("nan")} for row in history(3)]},
+        {"a": [row | {"val_miou": 0.5} for row in history(3)]},
+        {"a": history(2000)},
+    ],
+)
+def test_curves_of_odd_histories_are_drawn_or_say_that_there_are_none(runs: dict):
+    text = curves_svg(runs)
+    ET.fromstring(text)
+    assert "nan" not in text and "inf" not in text
+
+
+def test_training_draws_its_curves(runs: list[Path]):
+    text = (runs[0].parent / "curves.svg").read_text()
+    ET.fromstring(text)
+    assert all(len(line) == 2 for line in points(text)) and len(points(text)) == 5
+
+
+def in_browser(page: Path, script: str, folder: Path) -> tuple[dict, list[str]]:
+    """Open a copy of a page, run a script that returns a JSON value -> that value, and what the console said."""
+    copy = folder / "copy.html"
+    ending = "</script></body></html>"
+    text = page.read_text()
+    assert text.rstrip().endswith(ending)
+    probe = f"document.title = JSON.stringify((() => {{ {script} }})());"
+    copy.write_text(text.rstrip().removesuffix(ending) + probe + ending)
+    profile = folder / "profile"
+    command = [CHROMIUM, *BROWSER, f"--user-data-dir={profile}", "--window-size=1200,900", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    assert title, done.stderr[-2000:]
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(title[1])) if title[1].startswith("{") else {}, said
+
+
+USE = """
+const $ = selector => document.querySelector(selector), all = selector => [...document.querySelectorAll(selector)];
+const key = letter => viewer.dispatchEvent(new KeyboardEvent("keydown", {key: letter, bubbles: true}));
+const state = () => [viewer.open, id("caption").textContent, mode, id("wipe").value, id("truth").hidden];
+const shown = {};
+shown.loaded = all("article img").every(image => image.complete && image.naturalWidth > 0);
+shown.rows = all("#Classes + .wide tbody tr").length;
+shown.cells = all(".matrix tbody td").length;
+shown.pictures = all("article img").length;
+shown.scroll = document.documentElement.scrollWidth - innerWidth;
+shown.closed = viewer.open;
+$("[data-kind=prediction]").click();
+shown.opened = state();
+key("f"); shown.flipped = state();
+key("3"); shown.difference = [...state(), id("base").src == $("[data-kind=difference] img").src];
+key("n"); shown.next = id("caption").textContent;
+key("p"); shown.back = id("caption").textContent;
+key("o"); shown.over = id("prediction").style.opacity;
+id("wipe").value = 30; id("wipe").oninput(); shown.wiped = state();
+shown.legend = all("#colours li").length;
+id("close").click(); shown.shut = viewer.open;
+return shown;
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_the_report_and_its_viewer(single: Path, tmp_path: Path):
+    shown, said = in_browser(single / "report.html", USE, tmp_path)
+    assert not said
+    titles = [
+        a["data-title"]
+        for a in Elements((single / "report.html").read_text()).all("button", **{"data-kind": "prediction"})
+    ]
+    assert (shown["loaded"], shown["rows"], shown["cells"], shown["pictures"]) == (True, 3, 9, 8)
+    assert shown["scroll"] <= 0 and not shown["closed"]
+    assert shown["opened"] == [True, titles[0], "labels", "100", False]
+    assert shown["flipped"] == [True, titles[0], "labels", "0", False]
+    assert shown["difference"] == [True, titles[0], "difference", "0", True, True]
+    assert (shown["next"], shown["back"]) == (titles[1], titles[0])
+    assert shown["over"] == "0.55" and shown["wiped"][2:] == ["labels", "30", False]
+    assert shown["legend"] == 5 and not shown["shut"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_the_comparison(comparison: Path, tmp_path: Path):
+    shown, said = in_browser(comparison / "report.html", USE, tmp_path)
+    articles = len(Elements((comparison / "report.html").read_text()).all("article"))
+    assert not said
+    assert (shown["loaded"], shown["rows"], shown["cells"]) == (True, 3, 18)
+    assert shown["pictures"] == 6 * articles and shown["scroll"] <= 0
+    assert shown["opened"][1].count(", slow: mIoU") == shown["next"].count(", quick: mIoU") == 1
