@@ -8,6 +8,8 @@ Weights are fitted on val and the scores are those of test. A data set without t
 half is scored with the weights fitted on the other.
 """
 
+import shlex
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def main() -> None:
         "environment": max((meta["environment"] for meta in metas), key=gpus),
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     print_table([*metas, trained], scores, labels, split)
     print_classes(average.weights, scores, labels)
