@@ -26,7 +26,8 @@ from segmentation.scoring import score_split
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-9  # of all weights after the last step, and of the first gradient, in float64
 SINGLE = 1e-4  # of the first gradient in float32
-SHORT, LONG = 5, 20
+MISTAKES = ("half", "loss", "batchnorm")
+SHORT, LONG = 3, 20
 
 
 def torchrun(ranks: int, *arguments: str, restarts: int = 0, script: str = __file__, **environment: str):
@@ -92,7 +93,7 @@ def two_ranks() -> dict[str, list[dict]]:
         "pipeline unet": {"model": "unet", "way": "pipeline", "steps": 1},
         "single": {"dtype": "float32", "steps": 1},
         "single unet": {"dtype": "float32", "model": "unet", "steps": 1},
-        **{mistake: {"mistake": mistake, "steps": 2} for mistake in parity.MISTAKES},
+        **{mistake: {"mistake": mistake, "steps": 1} for mistake in MISTAKES},
     }
     return dict(zip(cases, parity.launch(2, list(cases.values())), strict=True))
 
@@ -120,7 +121,7 @@ def test_first_gradient_in_single_precision(two_ranks, one_process, run, model):
         assert parity.distance(result["gradient"], one_process[f"single {model}"]["gradient"]) <= SINGLE
 
 
-@pytest.mark.parametrize("mistake", list(parity.MISTAKES))
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_far_over_the_bars(two_ranks, one_process, mistake):
     error = parity.distance(two_ranks[mistake][0]["gradient"], one_process["segformer"]["gradient"])
     assert error > 100 * SINGLE  # so that the float32 bar catches it too

@@ -127,7 +127,7 @@ def main() -> None:
     alone, exposed = two["gradient"] + two["sums"], max(0.0, two["step"] - two["silent"])
     print(
         f"\na step sends {two['gradient_bytes'] / 1e6:.1f} MB of gradient ({1e3 * two['gradient']:.1f} ms by itself) "
-        f"and {two['count']} small sums ({1e3 * two['sums']:.1f} ms); without either it takes {two['silent']:.3f} s, so "
+        f"and {two['count']} small sums ({1e3 * two['sums']:.1f} ms); without them it takes {two['silent']:.3f} s: "
         f"{exposed / two['step']:.1%} of the step is communication or waiting for the other rank, and "
         f"{max(0.0, 1 - exposed / alone):.0%} of what is sent is hidden"
     )
