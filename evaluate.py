@@ -12,7 +12,6 @@ import json
 import shlex
 import sys
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +21,17 @@ from PIL import Image
 from torch import nn
 
 from segmentation import distributed
-from segmentation.cache import Unreadable, read_image
 from segmentation.checkpoint import load_checkpoint, write_atomically
 from segmentation.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import evaluation_arguments
-from segmentation.layouts import SUFFIXES
-from segmentation.pictures import bounded, difference, overlay, palette_image, predict_labels
+from segmentation.folders import make_folder, predict_folder
+from segmentation.pictures import bounded, difference, palette_image, predict_labels
 from segmentation.report import write_report
 from segmentation.runs import environment
 from segmentation.scoring import score_split
 from segmentation.sections import hardware_of
 from segmentation.tables import Entry, Example, choose_examples
-
-ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 
 
 def main() -> None:
@@ -44,7 +40,9 @@ def main() -> None:
     if args.out:
         make_folder(Path(args.out))
     if args.images:
-        predict_folder(args, device)
+        predict_folder(
+            args.checkpoints[0], Path(args.images), Path(args.out), tile=args.tile, flips=args.flips, device=device
+        )
         return
     started = time.monotonic()
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
@@ -145,80 +143,6 @@ def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> 
         "software": f"torch {machine['torch']}, Python {machine['python']}",
         "time": f"{seconds:.0f} s",
     }
-
-
-def predict_folder(args: argparse.Namespace, device: torch.device) -> None:
-    """Class indices, overlay and confidence of each image in a folder as PNG. BadInput at the end if some were bad."""
-    model, meta = load_checkpoint(args.checkpoints[0])
-    model.to(device)
-    paths = find_images(Path(args.images))
-    folders = {kind: Path(args.out) / kind for kind in ("labels", "overlay", "confidence")}
-    for folder in folders.values():
-        make_folder(folder)
-    bad, seen = [], set[str]()
-    for number, path in enumerate(paths, start=1):
-        twin, _ = path.stem in seen, seen.add(path.stem)
-        if number % distributed.world_size() != distributed.rank():
-            continue
-        if sys.stdout.isatty():
-            print(f"\r\033[K{number}/{len(paths)} {path.name} ...", end="", flush=True)
-        try:
-            if twin:
-                raise Unreadable("has the name of another image but for its ending; rename one")
-            line = predict_file(path, folders, model, meta, args, device)
-        except Unreadable as reason:
-            bad.append(path.name)
-            line = f"left out: {path.name} {reason}"
-        print(f"{chr(13) + chr(27) + '[K' if sys.stdout.isatty() else ''}{number}/{len(paths)} {line}", flush=True)
-    bad = distributed.gather(bad)
-    if bad:
-        raise BadInput(
-            f"{args.images}: {len(bad)} of {len(paths)} images left out: {', '.join(bad)}; mend or move them"
-        )
-
-
-def find_images(folder: Path) -> list[Path]:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    except OSError as error:
-        raise BadInput(f"--images {folder} cannot be listed ({error.strerror}): give a folder of images") from error
-    if not paths:
-        raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
-    return paths
-
-
-def predict_file(
-    path: Path, folders: dict[str, Path], model: nn.Module, meta: dict, args: argparse.Namespace, device: torch.device
-) -> str:
-    """Predict one image, write its three PNG files, return a line about it. Unreadable if it is no good image."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image, _ = read_image(path, None)
-    trained = meta["data"]["image_size"]  # what the network sees must be as large as in training, as data sets do it
-    pixels = np.asarray(image.resize(trained[::-1], Image.Resampling.BILINEAR) if trained else image)
-    size = image.height, image.width
-    labels, confidence = predict_labels(model, pixels, size, tile=args.tile, flips=args.flips, device=device)
-    indexed = palette_image(labels, meta["palette"])
-    pictures = {"labels": indexed, "overlay": overlay(image, indexed), "confidence": Image.fromarray(confidence)}
-    for kind, picture in pictures.items():
-        file = folders[kind] / f"{path.stem}.png"
-        try:
-            picture.save(file, compress_level=1 if kind == "overlay" else 6)  # photographs hardly shrink, but take long
-        except OSError as error:
-            raise BadInput(f"{file} cannot be written ({error.strerror}): choose another --out") from error
-    shares = np.bincount(labels.ravel(), minlength=len(meta["classes"])) / labels.size
-    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= 0.0005]
-    line = f"{path.name}  " + ", ".join(f"{meta['classes'][index]} {shares[index]:.1%}" for index in order)
-    if shares.max() > ONE_CLASS:
-        line += f"  warning: {meta['classes'][shares.argmax()]} is more than {ONE_CLASS:.1%} of the pixels"
-    return line
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 def print_scores(scores: dict, split: str, name: str) -> None:
