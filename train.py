@@ -67,6 +67,9 @@ def main() -> None:
             splits=saved["data"]["splits"] if saved else None,
         )
     )
+    for split in ("train", "val"):
+        if not any(data.pixel_counts[split]):
+            raise BadInput(f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them")
     samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed)
     share, shares = batch_share(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)

@@ -211,6 +211,19 @@ def nothing_labelled(place: Place) -> None:
         rewrite(path, lambda mask: np.full_like(mask, 255))
 
 
+def split_folder(place: Place, unlabelled: str) -> None:
+    """The folder with splits of its own, one of them without a label."""
+    for kind in ("images", "masks"):
+        files = sorted((place.data / kind).iterdir())
+        for number, path in enumerate(files):
+            folder = place.data / ("train" if number < 16 else "val") / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
+        (place.data / kind).rmdir()
+    for path in (place.data / unlabelled / "masks").iterdir():
+        rewrite(path, lambda mask: np.full_like(mask, 255))
+
+
 CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
     "--out is a file": (no_folder_possible, "cannot be used as a folder (File exists): choose another"),
     "--out under a file": (no_folder_below, "cannot be used as a folder (Not a directory)"),
@@ -247,6 +260,8 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         "training samples do not fill one batch of 8; use --batch-size",
     ),
     "no label anywhere": (nothing_labelled, "label"),
+    "no label in train": (lambda place: split_folder(place, "train"), "all pixels of the train masks are 255"),
+    "no label in val": (lambda place: split_folder(place, "val"), "all pixels of the val masks are 255"),
     "undeclared labels": (values_0_255, "holds undeclared values 7"),
     "a 16-bit image": (
         lambda place: Image.fromarray(np.zeros((40, 56), np.uint16)).save(pair(place, 3)[0]),
