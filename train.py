@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
-from segmentation.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from segmentation.checkpoint import restore_model, save_checkpoint
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import training_arguments
 from segmentation.losses import TverskyLoss
-from segmentation.models import build_model
 from segmentation.parallel import (
     Pipeline,
     batch_share,
@@ -36,10 +35,11 @@ from segmentation.parallel import (
     whole_optimizer_state,
     whole_weights,
 )
-from segmentation.pretrained import load_encoder_weights
+from segmentation.progress import introduce, print_epoch, show_progress
 from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.scoring import score_split
+from segmentation.start import start_fresh, start_from
 from segmentation.stopping import Clock, Stopped, ignore_signals
 
 ANNEAL = 0.5  # with --max-minutes the learning rate falls to 0 over this last share of the time
@@ -81,7 +81,7 @@ def main() -> None:
     steps = len(order)
 
     # Model
-    model, config, weights_from = distributed.first_rank_first(lambda: start_model(args, len(data.classes), saved))
+    model, config, weights_from = distributed.first_rank_first(lambda: start_model(args, data, saved))
     model.to(device)
     frozen = frozen_parts(model, args)
     for part in frozen:
@@ -117,7 +117,7 @@ def main() -> None:
         write_config(out, about)
         if saved:
             write_history(out, state["history"])
-        introduce(data, model, args, steps, out)
+        introduce(data, model, steps, out)
 
     written = True
     try:
@@ -203,7 +203,7 @@ def train_one_epoch(
         state["loss_sum"] += loss.detach()
         state["step"] += 1
 
-        show_progress(state, steps, args.epochs, loss, clock)
+        show_progress(state, steps, args.epochs, args.batch_size, loss, clock)
         if clock.poll():
             check_finite(before)
             raise Stopped
@@ -229,44 +229,19 @@ def check_finite(step: tuple[Tensor, list[str]] | None) -> None:
         raise RuntimeError(f"the loss is {step[0].item()} on {files}: look at these images, or lower --lr")
 
 
-def start_model(args: argparse.Namespace, num_classes: int, saved: dict | None) -> tuple[nn.Module, dict, dict | None]:
+def start_model(
+    args: argparse.Namespace, data: SegmentationDataset, saved: dict | None
+) -> tuple[nn.Module, dict, dict | None]:
     """The model as it starts, its configuration, and the source and licence of weights trained elsewhere.
 
     The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights and random elsewhere.
     """
     if saved:
         return restore_model(saved, f"{args.out}/last.pt"), saved["config"], saved["encoder_weights"]
-    shape = {"variant": args.variant, "decoder": args.decoder, "drop_path": args.drop_path, "dropout": args.dropout}
-    configs: dict[str, dict] = {
-        "unet": {"model": "unet", "num_classes": num_classes},
-        "segformer": {"model": "segformer", "num_classes": num_classes, **shape},
-    }
     if args.init:
-        loaded = [load_checkpoint(file) for file in args.init]
-        for file, (_, meta) in zip(args.init, loaded, strict=True):
-            if len(meta["classes"]) != num_classes:
-                raise BadInput(f"{file} knows {len(meta['classes'])} classes, the data has {num_classes}: use another")
-            if args.model not in ("uformer", meta["config"]["model"]):
-                raise BadInput(f"{file} is a {meta['config']['model']}: say --model {meta['config']['model']}")
-        members, metas = zip(*loaded, strict=True)
-        sources = {"init": args.init, "members": [meta["encoder_weights"] for meta in metas]}
-        if args.model != "uformer":
-            return members[0], metas[0]["config"], sources
-        config = {"model": "uformer", "members": [meta["config"] for meta in metas], "weights": None}
-        model = build_model(config)
-        for member, trained in zip(model.members, members, strict=True):
-            member.load_state_dict(trained.state_dict())
-        return model, config, sources
-    if args.model == "uformer":
-        config = {"model": "uformer", "members": list(configs.values()), "weights": None}
-    else:
-        config = configs[args.model]
-    model = build_model(config)
-    if args.encoder_weights == "none":
-        return model, config, None
-    parts = model.members if args.model == "uformer" else [model]
-    sources = [load_encoder_weights(part, args.encoder_weights) for part in parts]
-    return model, config, sources[0] if len(sources) == 1 else {"members": sources}
+        return start_from(args.init, args.model, data)
+    shape = {"variant": args.variant, "decoder": args.decoder, "drop_path": args.drop_path, "dropout": args.dropout}
+    return start_fresh(args.model, len(data.classes), shape, args.encoder_weights)
 
 
 def frozen_parts(model: nn.Module, args: argparse.Namespace) -> list[nn.Module]:
@@ -358,46 +333,6 @@ def save_run(
         raise RuntimeError(f"weights are no longer numbers at {where}: lower --lr; {out} keeps what was saved before")
     clock.saved()
     return not failed
-
-
-def introduce(data: SegmentationDataset, model: nn.Module, args: argparse.Namespace, steps: int, out: Path) -> None:
-    counts = {split: len(names) for split, names in data.splits.items()}
-    pixels = data.pixel_counts["train"]
-    shares = ", ".join(f"{name} {count / sum(pixels):.1%}" for name, count in zip(data.classes, pixels, strict=True))
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"data: {data.layout}, {counts['train']} train, {counts['val']} val, {counts['test']} test images")
-    print(f"train pixels: {shares}")
-    for sentence in data.skipped:
-        print(f"left out: {sentence}")
-    print(f"model: {args.model}, {parameters:,} parameters; {steps} steps an epoch, files in {out}", flush=True)
-
-
-def show_progress(state: dict, steps: int, epochs: int, loss: Tensor, clock: Clock) -> None:
-    """A line that rewrites itself, on a terminal only; a log gets one line an epoch."""
-    if distributed.rank() != 0 or not sys.stdout.isatty() or state["step"] % 5:
-        return
-    seconds = clock.now() - state["started"]
-    rate = state["step"] / seconds
-    left = ((epochs - state["epoch"]) * steps - state["step"]) / rate
-    if clock.limit is not None:
-        left = min(left, clock.limit - clock.now())
-    print(
-        f"\r\033[Kepoch {state['epoch'] + 1}/{epochs}  step {state['step']}/{steps}  loss {loss.item():.4f}  "
-        f"{left / 60:.1f} minutes left",
-        end="",
-        flush=True,
-    )
-
-
-def print_epoch(state: dict, epochs: int, waited: float) -> None:
-    row = state["history"][-1]
-    print(
-        f"{chr(13) if sys.stdout.isatty() else ''}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  "
-        f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  mPA {row['val_mpa']:.4f}  "
-        f"best {state['best']:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  {row['seconds']:.0f} s  "
-        f"{waited:.1%} waiting for data",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
