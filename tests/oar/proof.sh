@@ -1,15 +1,16 @@
 #!/bin/bash
 # Proof of run_oar.sh on a real OAR scheduler with two nodes. Its output is transcript.txt beside this file.
 #
-#   sudo [PYTHONPATH=..] tests/oar/proof.sh SANDBOX PYTHON > tests/oar/transcript.txt
+#   sudo [PYTHONPATH=..] tests/oar/proof.sh SANDBOX PYTHON [PARTS] > tests/oar/transcript.txt
 #
 # SANDBOX: a command with `up`, `submit SCRIPT ARGS` (oarsub -S, wait for the end and for resubmissions, print the
 # outcome; $OARSUB_OPTS adds options), `run CMD` (as the jobs' user) and `down`. PYTHON: one that this user can run.
+# PARTS: which of the five, by default "1 2 3 4 5"; 2 and 3 compare with 1, and 5 with 4.
 set -uo pipefail
-sandbox=$1 python=$2
+sandbox=$1 python=$2 parts=${3:-1 2 3 4 5}
 user=${OAR_USER:-oaruser}
-$sandbox up >&2 || exit 1
 trap '$sandbox down >&2' EXIT
+$sandbox up >&2 || exit 1
 home=$(getent passwd "$user" | cut -d: -f6)
 house=$home/segmentation
 rm -rf "$house" && mkdir -p "$house/.venv/bin"
@@ -59,33 +60,40 @@ for what, pick in {
 PYTHON
 }
 
-echo "# 1. One node, one process, undisturbed; and at the same time, on the same node, a second run"
-job plain "-l /nodes=1/gpu=1,walltime=00:10:00" > plain.txt & first=$!
-job beside "-l /nodes=1/gpu=1,walltime=00:10:00" > beside.txt & second=$!
-wait $first; cat plain.txt; logs plain
-wait $second; cat beside.txt
-same plain beside
+part() { [[ " $parts " == *" $1 "* ]] || return 1; echo "# $1. $2"; }
 
-echo "# 2. One node, the checkpoint signal 60 s before a walltime of 95 s: exit code 99, resubmitted by OAR, goes on"
-job walltime "--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:35"; logs walltime
-same plain walltime
+if part 1 "One node, one process, undisturbed; and at the same time, on the same node, a second run"; then
+    job plain "-l /nodes=1/gpu=1,walltime=00:10:00" > plain.txt & first=$!
+    job beside "-l /nodes=1/gpu=1,walltime=00:10:00" > beside.txt & second=$!
+    wait $first; cat plain.txt; logs plain
+    wait $second; cat beside.txt
+    same plain beside
+fi
 
-echo "# 3. One node, besteffort, preempted by a job that wants both nodes"
-job preempted "-l /nodes=1/gpu=1,walltime=00:10:00" > preempted.txt & first=$!
-after_epoch preempted 3
-echo "\$ oarsub -l /nodes=2/gpu=2,walltime=00:00:30 'sleep 5'      # another user's job, not besteffort"
-$sandbox run oarsub -l /nodes=2/gpu=2,walltime=00:00:30 "sleep 5" 2>&1 | grep JOB_ID | sed 's/^/    /'
-wait $first; cat preempted.txt; logs preempted
-same plain preempted
+if part 2 "One node, the checkpoint signal 60 s before a walltime of 95 s: exit code 99, resubmitted by OAR, goes on"; then
+    job walltime "--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:35"; logs walltime
+    same plain walltime
+fi
 
-echo "# 4. Two nodes, one process each, undisturbed"
-job two "-l /nodes=2/gpu=1,walltime=00:10:00"; logs two
+if part 3 "One node, besteffort, preempted by a job that wants both nodes"; then
+    job preempted "-l /nodes=1/gpu=1,walltime=00:10:00" > preempted.txt & first=$!
+    after_epoch preempted 3
+    echo "\$ oarsub -l /nodes=2/gpu=2,walltime=00:00:30 'sleep 5'      # another user's job, not besteffort"
+    $sandbox run oarsub -l /nodes=2/gpu=2,walltime=00:00:30 "sleep 5" 2>&1 | grep JOB_ID | sed 's/^/    /'
+    wait $first; cat preempted.txt; logs preempted
+    same plain preempted
+fi
 
-echo "# 5. Two nodes, the checkpoint signal by hand: every rank on both nodes stops at the same step"
-job signalled "-l /nodes=2/gpu=1,walltime=00:10:00" > signalled.txt & first=$!
-after_epoch signalled 3
-id=$(job_of signalled)
-echo "\$ oardel -s SIGUSR2 $id"
-$sandbox run oardel -s SIGUSR2 "$id" > /dev/null 2>&1
-wait $first; cat signalled.txt; logs signalled
-same two signalled
+if part 4 "Two nodes, one process each, undisturbed"; then
+    job two "-l /nodes=2/gpu=1,walltime=00:10:00"; logs two
+fi
+
+if part 5 "Two nodes, the checkpoint signal by hand: every rank on both nodes stops at the same step"; then
+    job signalled "-l /nodes=2/gpu=1,walltime=00:10:00" > signalled.txt & first=$!
+    after_epoch signalled 3
+    id=$(job_of signalled)
+    echo "\$ oardel -s SIGUSR2 $id"
+    $sandbox run oardel -s SIGUSR2 "$id" > /dev/null 2>&1
+    wait $first; cat signalled.txt; logs signalled
+    same two signalled
+fi
