@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .errors import BadInput
 
@@ -116,34 +118,63 @@ def say(sentence: str) -> None:
         print(sentence, flush=True)
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are those of the global batch, on any device (torch's SyncBatchNorm needs a GPU).
+class BatchNormOverRanks(torch.autograd.Function):
+    """Batch normalisation with the statistics of all ranks' images: one sum over ranks forward, one backward.
 
-    Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1, with the count, sum and sum of squares summed over ranks
-    inside the graph, so that the gradient flows through every rank's share of the statistics.
+    Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1 and the gradients of its section 3. What touches every pixel
+    is left to torch's own kernels, called as for known statistics; what these depend on is added by hand.
     """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        """x: N x C x H x W, N may be 0 -> the same, normalised; mean, variance (C) and count (1) of all ranks."""
+        count = x.numel() // x.shape[1]
+        sums = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
+        if count:
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean, variance = (each.double() for each in torch.batch_norm_update_stats(wide, None, None, 0.0))
+            sums = torch.cat((mean.new_full((1,), count), mean * count, (variance + mean.square()) * count))
+        total, first, second = all_reduce_sum(sums).split((1, x.shape[1], x.shape[1]))
+        mean = first / total
+        variance = (second / total - mean.square()).clamp(min=0)
+        mean, variance, total = mean.to(weight), variance.to(weight), total.to(weight)
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if count else x.clone()
+        return y, mean, variance, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """With x^ = (x - mean) / s and sums over all ranks' g: dx = weight / s (g - sum g / n - x^ sum g x^ / n)."""
+        x, weight, mean, variance, total = ctx.saved_tensors
+        dx, d_weight, d_bias = gradient.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+        if x.numel():  # the kernels divide by the number of pixels
+            known = (weight, mean, variance, None, None, False, ctx.eps, (True, True, True))
+            dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(gradient, x, *known)
+        sum_gx, sum_g = all_reduce_sum(torch.stack((d_weight, d_bias))) / total
+        inverse = torch.rsqrt(variance + ctx.eps)
+        slope = weight * inverse.square() * sum_gx
+        offset = weight * inverse * sum_g - slope * mean
+        shape = (1, -1, 1, 1)
+        dx -= torch.addcmul(offset.view(shape).to(x), x, slope.view(shape).to(x))
+        return dx, d_weight, d_bias, None
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are those of the global batch, on any device (torch's SyncBatchNorm needs a GPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W -> the same; N may differ between ranks, and be 0."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # Sums about the running mean: a shift that all ranks share keeps the difference of squares accurate.
-        shift = self.running_mean.to(wide).clone()
-        centred = x.to(wide) - shift.view(1, -1, 1, 1)
-        count = centred.new_full((1,), x.numel() // x.shape[1])
-        sums = all_reduce_sum(torch.cat((count, centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3)))))
-        count, total, squares = sums.split((1, x.shape[1], x.shape[1]))
-        offset = total / count
-        variance = squares / count - offset.square()
-        mean = offset + shift
+        x, mean, variance, count = BatchNormOverRanks.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1)
-        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return x
 
 
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
