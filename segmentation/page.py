@@ -35,7 +35,7 @@ tr.first td.number{font-size:1.35rem;font-weight:650}
 .swatch{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.5em;vertical-align:-.08em;
 border:1px solid var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;margin:.5rem 0 1rem;padding:0;list-style:none;font-size:.9rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,270px),1fr));gap:.6rem 1.4rem}
+.curves{display:grid;grid-template-columns:repeat(4,1fr);gap:.6rem 1.4rem}
 .curves svg{width:100%;height:auto}
 .example{margin:0 0 1.6rem;break-inside:avoid}
 .row{display:grid;gap:.5rem;grid-template-columns:repeat(4,1fr)}
@@ -67,13 +67,15 @@ color:var(--text);cursor:pointer}
 .stage{flex:1;min-height:0;position:relative}
 .stage img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain}
 kbd{font:inherit;color:var(--soft);border:1px solid var(--edge);border-radius:3px;padding:0 .3em}
-@media screen and (max-width:760px){th,td{padding:.3rem .4rem}td.soft{font-size:.8em}.tools strong{flex-basis:100%}
+@media screen and (max-width:1050px){.curves{grid-template-columns:1fr 1fr}}
+@media screen and (max-width:760px){.curves{grid-template-columns:1fr}
+th,td{padding:.3rem .4rem}td.soft{font-size:.8em}.tools strong{flex-basis:100%}
 .row,.row.many{grid-template-columns:1fr 1fr;grid-template-rows:none;grid-auto-flow:row}
 kbd{display:none}.bar{min-width:4rem;flex-direction:column;align-items:stretch;gap:.1rem}
 .bar>span:first-child{text-align:left}.bar i{flex:none;height:.45rem}.facts td{min-width:9rem}}
 @media print{nav,dialog,.hint{display:none}html{font-size:10.5px}body{padding:0;max-width:none}
-*{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3{break-after:avoid}tr,.matrix{break-inside:avoid}
-.wide{overflow:visible}.bar{min-width:7rem}.curves{grid-template-columns:repeat(4,1fr)}.curves svg{break-inside:avoid}}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}h2,h3,.legend{break-after:avoid}tr,.matrix{break-inside:avoid}
+.wide{overflow:visible}.bar{min-width:7rem}.curves svg{break-inside:avoid}}
 """
 
 VIEWER = """<dialog id="viewer" aria-label="Enlarged pictures">

@@ -59,5 +59,4 @@ def bounded(image: Image.Image, size: Size) -> Image.Image:
     """The picture of an image or of labels of `size`: the longer side at most LONGEST, labels by nearest neighbour."""
     factor = min(1.0, LONGEST / max(size))
     columns, rows = max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
-    nearest = image.mode == "P"
-    return image.resize((columns, rows), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR)
+    return image.resize((columns, rows), Image.Resampling.BILINEAR)  # Pillow takes the nearest for palette images

@@ -139,6 +139,7 @@ def test_only_checkpoints_of_the_same_classes_and_images_are_compared(
 ):
     for name, change, reason in (
         ("split", lambda meta: meta["data"]["splits"]["test"].pop(), "has other test images than"),
+        ("masks", lambda meta: meta["data"].update(label_map={2: 1}), "has other test images than"),
         ("names", lambda meta: meta.update(classes=["a", "b", "c"]), "has other classes than"),
     ):
         other = read_checkpoint(checkpoint)
