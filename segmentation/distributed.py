@@ -158,7 +158,7 @@ class BatchNormOverRanks(torch.autograd.Function):
         slope = weight * inverse.square() * sum_gx
         offset = weight * inverse * sum_g - slope * mean
         shape = (1, -1, 1, 1)
-        dx -= torch.addcmul(offset.view(shape).to(x), x, slope.view(shape).to(x))
+        dx.addcmul_(x, slope.neg().view(shape).to(x)).sub_(offset.view(shape).to(x))
         return dx, d_weight, d_bias, None
 
 
@@ -170,8 +170,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(x)
         x, mean, variance, count = BatchNormOverRanks.apply(x, self.weight, self.bias, self.eps)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         return x

@@ -24,7 +24,9 @@ from .mix_transformer import Stage
 from .models import build_model
 from .segformer import SegFormer
 from .uformer import UFormer
+from .unet import ResNet18UNet
 
+Single = SegFormer | ResNet18UNet  # what has one encoder and one decoder
 MICRO_BATCHES_PER_RANK = 4  # Huang et al., "GPipe", 2019: from four times the ranks on, waiting hardly counts
 
 
@@ -55,24 +57,25 @@ def spread(
     ids = [device.index] if device.type == "cuda" else None
     # The buffers are equal, so no forward has to send them; torch has renamed the argument.
     buffers = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
-    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **{max(buffers): False})
+    options: dict[str, Any] = {max(buffers): False}
+    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
 
 
-def encoder_levels(model: nn.Module) -> list[list[nn.Module]]:
+def encoder_levels(model: Single) -> list[list[nn.Module]]:
     """The layers from the image to the first map, from the first map to the second, and so on."""
-    encoder = model.encoder
     if isinstance(model, SegFormer):
-        first, *others = ([stage] for stage in encoder.stages)
+        levels = [[stage] for stage in model.encoder.stages]
     else:
-        first = [encoder.conv1, encoder.bn1, nn.ReLU()]
-        others = [[encoder.maxpool, encoder.layer1], [encoder.layer2], [encoder.layer3], [encoder.layer4]]
-    return [[model.normalise, *first], *others]
+        e = model.encoder
+        levels = [[e.conv1, e.bn1, nn.ReLU()], [e.maxpool, e.layer1], [e.layer2], [e.layer3], [e.layer4]]
+    return [[model.normalise, *levels[0]], *levels[1:]]
 
 
 def units(model: nn.Module) -> list[nn.Module]:
     """The modules whose weights fsdp gathers together. SegFormer's decoder is one: it multiplies layers' weights."""
     if isinstance(model, UFormer):
         return [unit for member in model.members for unit in units(member)]
+    assert isinstance(model, Single)
     layers = [layer for level in encoder_levels(model) for layer in level if isinstance(layer, Stage | nn.Sequential)]
     return [*layers, *(model.decoder if isinstance(model.decoder, nn.ModuleList) else [model.decoder])]
 
@@ -85,7 +88,8 @@ class Part(nn.Module):
 
     def __init__(self, levels: list[list[nn.Module]], amp: bool):
         super().__init__()
-        self.levels, self.amp = nn.ModuleList(nn.ModuleList(level) for level in levels), amp
+        self.levels, self.amp = levels, amp
+        self.layers = nn.ModuleList(layer for level in levels for layer in level)
 
     def forward(self, *maps: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         dtype = maps[0].dtype
@@ -126,26 +130,27 @@ class HandBack(torch.autograd.Function):
         return None, *(leaf.grad for leaf in ctx.leaves)
 
 
-class LastPart(Part):
-    """The last rank's levels, after which each micro-batch waits for the others.
+class LastPart(nn.Module):
+    """The last rank's levels and decoder, before which each micro-batch waits for the others.
 
     The decoder (with its BatchNorm) and the loss belong to the whole batch. GPipe ends every forward before the first
     backward, so the last micro-batch to arrive completes the batch: decoder, loss and their backward run once, and each
     micro-batch's backward starts from its part of the gradient. What the schedule takes for losses are stand-ins.
     """
 
-    def __init__(self, model: nn.Module, levels: list[list[nn.Module]], criterion: nn.Module, amp: bool):
-        super().__init__(levels, amp)
-        self.criterion, self.arrived = criterion, Arrived()
+    def __init__(self, model: Single, part: Part, criterion: nn.Module):
+        super().__init__()
+        self.part, self.criterion, self.arrived = part, criterion, Arrived()
         head = copy.copy(model)  # shares the decoder and the way to the logits, has no encoder
         head._modules = {**model._modules, "normalise": nn.Identity(), "encoder": self.arrived}
         self.head = head
 
     def begin(self, image: Tensor, mask: Tensor, keys: Tensor, micro_batches: int) -> None:
-        self.batch, self.micro_batches, self.leaves = (image, mask, keys), micro_batches, []
+        self.batch, self.micro_batches = (image, mask, keys), micro_batches
+        self.leaves: list[list[Tensor]] = []
 
     def forward(self, *maps: Tensor, keys: Tensor) -> Tensor:
-        maps = super().forward(*maps, keys=keys)
+        maps = self.part(*maps, keys=keys)
         self.leaves.append([x.detach().requires_grad_() for x in maps])
         stand_in = HandBack.apply(self.leaves[-1], *maps)
         if len(self.leaves) == self.micro_batches:
@@ -155,11 +160,12 @@ class LastPart(Part):
     def complete(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The loss of the whole batch, its gradients in the leaves and in the decoder."""
         self.arrived.maps = [torch.cat(parts) for parts in zip(*self.leaves, strict=True)]
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.part.amp):
             logits = self.head(image, keys)
         with alone():  # the other ranks have no share of this sum
             loss = self.criterion(logits, mask)
         loss.backward()
+        self.arrived.maps = []
         return loss.detach()
 
 
@@ -171,7 +177,7 @@ class Pipeline:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, criterion: nn.Module, amp: bool):
-        if isinstance(model, UFormer):
+        if not isinstance(model, Single):
             raise BadInput("--parallel pipeline is for one model, not uformer: use ddp or fsdp")
         if not all(parameter.requires_grad for parameter in model.parameters()):
             raise BadInput("--parallel pipeline trains every layer: leave --freeze-encoder out, or use ddp or fsdp")
@@ -180,15 +186,16 @@ class Pipeline:
         if ranks > pieces:
             raise BadInput(f"--parallel pipeline has {pieces} parts for {ranks} ranks: use at most {pieces} ranks")
         cuts = [r * pieces // ranks for r in range(ranks + 1)]
-        self.model, self.device, self.last = model, device, rank() == ranks - 1
+        self.model: Single = model
+        self.device, last = device, rank() == ranks - 1
         self.first_level, self.end = cuts[rank()], min(cuts[rank() + 1], len(levels))
-        mine = levels[self.first_level : self.end]
-        self.part = LastPart(model, mine, criterion, amp) if self.last else Part(mine, amp)
+        self.part = Part(levels[self.first_level : self.end], amp)
+        self.last = LastPart(model, self.part, criterion) if last else None
         before_last = [layer for level in levels[: cuts[-2]] for layer in level]
         self.splits = not any(isinstance(m, nn.BatchNorm2d) for layer in before_last for m in layer.modules())
         for layer in levels[: self.first_level] + levels[self.end :]:
             nn.ModuleList(layer).to("meta")
-        if not self.last:
+        if not last:
             for name, child in model.named_children():
                 if name not in ("normalise", "encoder"):
                     child.to("meta")
@@ -199,9 +206,8 @@ class Pipeline:
         return (parameter for parameter in self.model.parameters() if not parameter.is_meta)
 
     def compile(self) -> None:
-        for level in self.part.levels:
-            for layer in level:
-                layer.compile()
+        for layer in self.part.layers:
+            layer.compile()
 
     def forward_backward(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The global batch, given on every rank -> its loss, on every rank. Adds to this rank's gradients."""
@@ -209,10 +215,10 @@ class Pipeline:
             self.shape, self.schedule, self.micro_batches = image.shape, *self.plan(image)
         loss = image.new_zeros(())
         if self.last:
-            self.part.begin(image, mask, keys, self.micro_batches)
+            self.last.begin(image, mask, keys, self.micro_batches)
         self.schedule.step(*([image] if rank() == 0 else []), keys=keys, target=mask if self.last else None)
         if self.last:
-            loss = self.part.loss.to(loss)
+            loss = self.last.loss.to(loss)
         dist.broadcast(loss, world_size() - 1)
         return loss
 
@@ -231,7 +237,7 @@ class Pipeline:
         ]
         first = (image[: N // count].to("meta"),)
         stage = PipelineStage(
-            self.part,
+            self.last or self.part,
             rank(),
             world_size(),
             self.device,

@@ -202,7 +202,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float((difference / sum(value.double().square().sum() for value in other.values())).sqrt())
 
 
-def launch(ranks: int, cases: list[dict], timeout: float = 300) -> list[list[dict]]:
+def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dict]]:
     """Run cases, one after another, in one start of so many ranks: [case][rank] -> what `run` gives."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker"]
