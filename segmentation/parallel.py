@@ -299,10 +299,15 @@ def load_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.opti
 
 
 def like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A parameter's moment sharded as the parameter is; counts of steps and moments of whole parameters as they are."""
-    if not isinstance(parameter, DTensor) or value.dim() == 0:
+    """A parameter's moment laid out in memory, and sharded, as the parameter is; a count of steps as it is.
+
+    The fused optimizer walks weights and moments side by side without a look at their strides.
+    """
+    if value.dim() == 0:
         return value
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.contiguous().to(parameter.device), parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def own_places(pipeline: Pipeline) -> list[int]:
