@@ -40,7 +40,13 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
         torch.cuda.set_device(chosen)
     if "RANK" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        store, own_rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+            # torchrun keeps its store over restarts, and in it the addresses of the ranks that died. The agents of
+            # several nodes may count restarts differently, so there the keys stay as they are.
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=world, timeout=timeout)
         atexit.register(dist.destroy_process_group)
     return chosen
 
