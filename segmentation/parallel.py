@@ -299,15 +299,16 @@ def load_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.opti
 
 
 def like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A parameter's moment laid out in memory, and sharded, as the parameter is; a count of steps as it is.
+    """A parameter's moment in the parameter's shards and memory format; a count of steps as it is.
 
-    The fused optimizer walks weights and moments side by side without a look at their strides.
+    fully_shard makes channels-last weights contiguous, and a fused Adam pairs numbers by their place in memory.
     """
     if value.dim() == 0:
         return value
+    value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(value.contiguous().to(parameter.device), parameter.device_mesh, parameter.placements)
-    return torch.empty_like(parameter).copy_(value)
+        return distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def own_places(pipeline: Pipeline) -> list[int]:
