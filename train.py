@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
+from segmentation.allocator import keep_freed_memory
 from segmentation.checkpoint import restore_model, save_checkpoint
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
@@ -50,6 +51,7 @@ def main() -> None:
     clock = Clock(args.max_minutes)  # first of all: from here on a signal is noted, whatever goes on
     device = distributed.setup(args.device)
     torch.manual_seed(args.seed)
+    keep_freed_memory()
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
     if saved:
