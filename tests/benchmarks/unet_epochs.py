@@ -1,6 +1,6 @@
 """Does the U-Net's own decoder cost accuracy? It and segmentation_models.pytorch's, trained alike by train.py.
 
-    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 --crop 256 256 --epochs 6
+    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 --crop 256 256 --augment 0 --epochs 8
 
 Takes train.py's flags. The same samples in the same order, loss, optimizer and schedule; both from random weights.
 """
@@ -55,7 +55,8 @@ def main() -> None:
             with open(Path(out) / "history.csv") as file:
                 scores = [float(row["val_miou"]) for row in csv.DictReader(file)]
         minutes = (time.perf_counter() - began) / 60
-        print(f"{name}: val mIoU {', '.join(f'{s:.4f}' for s in scores)}; best {max(scores):.4f}, {minutes:.1f} minutes")
+        listed = ", ".join(f"{score:.4f}" for score in scores)
+        print(f"{name}: val mIoU {listed}; best {max(scores):.4f}, {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":
