@@ -6,7 +6,8 @@
     python train.py ... --resume                                     # go on where the run in --out was stopped
 
 The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam, reduce on plateau,
-600 augmented samples an epoch. The batch size is global: N ranks compute what one computes.
+600 augmented samples an epoch; `--recipe fast` learns more in the same minutes. The batch size is global: N ranks
+compute what one computes.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from segmentation.checkpoint import restore_model, save_checkpoint
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import training_arguments
-from segmentation.losses import TverskyLoss
 from segmentation.parallel import (
     Pipeline,
     batch_share,
@@ -37,13 +37,12 @@ from segmentation.parallel import (
     whole_weights,
 )
 from segmentation.progress import introduce, print_epoch, show_progress
+from segmentation.recipes import criterion_for, learning_rate_factor, optimizer_for, shrink
 from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.scoring import score_split
 from segmentation.start import start_fresh, start_from
 from segmentation.stopping import Clock, Stopped, ignore_signals
-
-ANNEAL = 0.5  # with --max-minutes the learning rate falls to 0 over this last share of the time
 
 
 def main() -> None:
@@ -72,7 +71,7 @@ def main() -> None:
     for split in ("train", "val"):
         if not any(data.pixel_counts[split]):
             raise BadInput(f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them")
-    samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed)
+    samples = TrainingSamples(data, "train", crop=args.crop, augment=args.augment, seed=args.seed, recipe=args.recipe)
     share, shares = batch_share(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)
     height, width = samples[0, 0]["image"].shape[1:]
@@ -88,14 +87,14 @@ def main() -> None:
     frozen = frozen_parts(model, args)
     for part in frozen:
         part.requires_grad_(False)
-    criterion = TverskyLoss(args.alpha, args.beta)
+    criterion = criterion_for(args.recipe, args.alpha, args.beta)
     parallel = spread(model, args.parallel, device, criterion, args.amp)
     if args.compile:
         parallel.compile()
 
     # Recipe
     trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
+    optimizer = optimizer_for(args.recipe, trained, args.lr, device)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     state: dict = {"epoch": 0, "step": 0, "loss_sum": 0.0, "lr": args.lr, "best": -1.0, "history": []}
     state |= {"started": clock.now(), "time_up": 0.0}
@@ -124,7 +123,8 @@ def main() -> None:
     written = True
     try:
         while not finished(state, args):
-            order.set_epoch(state["epoch"], start=state["step"])
+            begun = max(clock.spent(), state["epoch"] / args.epochs)  # as at the epoch's first step, also on resume
+            order.set_epoch(state["epoch"], start=state["step"], shrink=shrink(args.recipe, begun))
             waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
             whole = whole_model(parallel, config)
@@ -198,8 +198,9 @@ def train_one_epoch(
             loss = criterion(logits, mask)
             loss.backward()
         check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
+        progress = max(clock.spent(), (state["epoch"] + state["step"] / steps) / args.epochs)
         for group in optimizer.param_groups:
-            group["lr"] = state["lr"] * anneal(clock.spent())
+            group["lr"] = state["lr"] * learning_rate_factor(args.recipe, clock.spent(), progress)
         optimizer.step()
         before = loss.detach(), batch["name"]
         state["loss_sum"] += loss.detach()
@@ -217,11 +218,6 @@ def train_one_epoch(
         asked = clock.now()
     check_finite(before)
     return waited / (clock.now() - began)
-
-
-def anneal(spent: float) -> float:
-    """The factor on the learning rate when so much of the time limit is spent: 1, then a straight line to 0."""
-    return min(1.0, max(0.0, (1 - spent) / ANNEAL))
 
 
 def check_finite(step: tuple[Tensor, list[str]] | None) -> None:
@@ -283,7 +279,8 @@ def finish_epoch(
     state["history"].append(dict(zip(HISTORY, row, strict=True)))
     for each in scheduler.optimizer.param_groups:
         each["lr"] = state["lr"]  # the plateau's own rate, without the annealing
-    scheduler.step(scores["loss"])
+    if args.recipe == "deck":
+        scheduler.step(scores["loss"])
     state["best"] = max(state["best"], scores["miou"] or 0.0)
     state |= {"lr": group["lr"], "epoch": state["epoch"] + 1, "step": 0, "loss_sum": 0.0, "started": clock.now()}
     if clock.spent() >= 1:

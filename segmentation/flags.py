@@ -12,6 +12,9 @@ from .segformer import DECODERS
 # What differs for the built-in scenes: nothing to download, and epochs that fit five minutes on two cores.
 SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "augment": 120, "max_minutes": 5.0}
 
+# What differs for --recipe fast: it ends with the minutes or the epochs, whichever come first
+FAST_DEFAULTS = {"epochs": 1000, "batch_size": 8, "lr": 2e-3}
+
 
 def parser_for(description: str, **kwargs: str) -> argparse.ArgumentParser:
     """An argparse parser whose help shows defaults and fits a terminal."""
@@ -24,8 +27,11 @@ def parser_for(description: str, **kwargs: str) -> argparse.ArgumentParser:
 
 def training_arguments(description: str) -> argparse.Namespace:
     """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
-    scenes = ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in SCENES_DEFAULTS.items())
-    parser = parser_for(description, epilog=f"Defaults for the built-in scenes: {scenes}.")
+    scenes, fast = (
+        ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in defaults.items())
+        for defaults in (SCENES_DEFAULTS, FAST_DEFAULTS)
+    )
+    parser = parser_for(description, epilog=f"Defaults for the built-in scenes: {scenes}. For --recipe fast: {fast}.")
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=["segformer", "unet", "uformer"], default="segformer", help=" ")
@@ -49,6 +55,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     data.add_argument("--workers", type=natural, default=1, metavar="N", help="processes that prepare samples")
 
     recipe = parser.add_argument_group("recipe")
+    how = "deck: Adam, Tversky loss; fast: AdamW, warm-up and decay, Tversky + cross entropy, half size at first"
+    recipe.add_argument("--recipe", choices=["deck", "fast"], default="deck", help=how)
     recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help=" ")
     recipe.add_argument("--batch-size", type=positive, default=32, metavar="N", help="of all ranks together")
     recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
@@ -68,8 +76,11 @@ def training_arguments(description: str) -> argparse.Namespace:
     run.add_argument("--parallel", choices=ways, default="ddp", help="ranks share a model as copies, shards or parts")
     run.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
-    if parser.parse_known_args()[0].data == "scenes":
+    known = parser.parse_known_args()[0]
+    if known.data == "scenes":
         parser.set_defaults(**SCENES_DEFAULTS)
+    if known.recipe == "fast":
+        parser.set_defaults(**FAST_DEFAULTS)
     args = parser.parse_args()
     if args.freeze_members and args.model != "uformer":
         parser.error("--freeze-members is for --model uformer")

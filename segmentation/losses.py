@@ -11,6 +11,7 @@ so three sums a class are enough: TP, P = sum p and T = the number of pixels of 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
@@ -79,3 +80,19 @@ class TverskyLoss(nn.Module):
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         sums = all_reduce_sum(TverskySums.apply(logits, target, self.ignore_index))
         return tversky_loss(sums, self.alpha, self.beta).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class TverskyCrossEntropy(TverskyLoss):
+    """Tversky loss plus cross entropy, the mean over all labelled pixels of the global batch; exact over ranks too.
+
+    Cross entropy has a gradient wherever a pixel is wrong, the Tversky loss weighs classes as the metric does.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
+        tversky = super().forward(logits, target)
+        logits = logits.to(tversky.dtype)
+        total = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="sum")
+        count = (target != self.ignore_index).sum().to(total.dtype)
+        total, count = all_reduce_sum(torch.stack((total, count)))
+        return tversky + total / count.clamp(min=1)

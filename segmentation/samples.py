@@ -1,6 +1,7 @@
 """Training samples, their order and the loader: every draw is keyed by (seed, epoch, index), not by rank or worker."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,29 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segmentation.errors import BadInput
 from segmentation.stopping import ignore_signals
-from segmentation.transforms import draw_augmentation, draw_crop, transform_pair
+from segmentation.transforms import draw_augmentation, draw_crop, draw_fast, transform_pair
+
+DRAWS: dict[str, tuple[Callable, Callable]] = {  # recipe: of the images themselves, of the extra samples
+    "deck": (draw_crop, draw_augmentation),
+    "fast": (draw_fast, draw_fast),
+}
 
 
 class TrainingSamples(Dataset):
     """The images of a split once each, then `augment` extra samples, each a random image under a random augmentation.
 
+    With the recipe "fast" the images themselves are augmented too.
+
     data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) -> uint8 labels. crop: (h, w)
-    of a random window of every sample, or None for whole images, which must then all have one size (else BadInput).
+    of a random window of every sample, or None for windows of the images' size, which must then be one (else BadInput).
     """
 
-    def __init__(self, data: Any, split: str, *, crop: tuple[int, int] | None, augment: int, seed: int) -> None:
+    def __init__(
+        self, data: Any, split: str, *, crop: tuple[int, int] | None, augment: int, seed: int, recipe: str = "deck"
+    ) -> None:
         self.data, self.names = data, list(data.splits[split])
         self.crop, self.augment, self.seed = crop, augment, seed
+        self.draw_image, self.draw_extra = DRAWS[recipe]
         if not self.names:
             raise BadInput(f"the split {split!r} has no images; put some there or choose another split")
         if crop is None:
@@ -41,21 +52,27 @@ class TrainingSamples(Dataset):
     def __len__(self) -> int:
         return len(self.names) + self.augment
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """(epoch, index) -> image uint8 3 x h x w, mask uint8 h x w, key (63 bits, of seed, epoch and index), name."""
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
+        """(epoch, index) -> image uint8 3 x h x w, mask uint8 h x w, key (63 bits, of seed, epoch and index), name.
+
+        A third number in the key divides h and w: the same view, coarser.
+        """
+        epoch, index, shrink = (*key, 1)[:3]
         generator = np.random.default_rng([self.seed, epoch, index])
         sample_key = int(generator.integers(2**63))
         if index < len(self.names):
-            name, draw = self.names[index], draw_crop(generator)
+            name, draw = self.names[index], self.draw_image(generator)
         else:
-            name, draw = self.names[generator.integers(len(self.names))], draw_augmentation(generator)
-        image, mask = transform_pair(self.data.image(name), self.data.mask(name), draw, self.crop)
+            name, draw = self.names[generator.integers(len(self.names))], self.draw_extra(generator)
+        image, mask = self.data.image(name), self.data.mask(name)
+        height, width = self.crop or image.shape[:2]
+        draw = replace(draw, scale=draw.scale / shrink)
+        image, mask = transform_pair(image, mask, draw, (height // shrink, width // shrink))
         return {"image": image, "mask": mask, "key": sample_key, "name": name}
 
 
-class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """This rank's slice of every global batch of an epoch, as lists of (epoch, index).
+class EpochOrder(Sampler[list[tuple[int, ...]]]):
+    """This rank's slice of every global batch of an epoch, as lists of (epoch, index), or of (epoch, index, shrink).
 
     Slices are contiguous and their sizes differ by at most one: joined over ranks they are the batch of one process.
     The last partial batch is dropped. BadInput if no full batch is left, or if a rank would get none of a batch.
@@ -76,19 +93,23 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and the first step of it to give (a resumed run has done those before)."""
-        self.epoch, self.start = epoch, start
+    def set_epoch(self, epoch: int, start: int = 0, shrink: int = 1) -> None:
+        """Choose the epoch, the first step of it to give (a resumed run has done those before) and the samples' size.
+
+        shrink: what height and width are divided by.
+        """
+        self.epoch, self.start, self.shrink = epoch, start, shrink
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         # No sample has the index `count`, so the order shares no stream with a sample.
         order = np.random.default_rng([self.seed, self.epoch, self.count]).permutation(self.count).tolist()
         for step in range(self.start, self.count // self.batch_size):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in batch[self.slice]]
+            size = () if self.shrink == 1 else (self.shrink,)
+            yield [(self.epoch, index, *size) for index in batch[self.slice]]
 
 
 def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader:

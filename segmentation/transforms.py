@@ -1,11 +1,14 @@
 """Joint augmentation: one draw of parameters per pair, one map from output to source, one sampling of image and mask.
 
+Two kinds of draws: `draw_augmentation` is the deck's, for views from above; `draw_fast` is of the fast recipe: sizes,
+and light.
+
 Positions are continuous (x, y) in pixels: pixel i covers [i, i + 1) and its centre is i + 0.5. Flips, rotation,
 centred crop, resizing back and the random window compose into one affine map, so a pixel is interpolated once, and only
 the part of the source that the window shows is read (sources may be memory maps of frames too large to decode).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +22,9 @@ class Draw:
     """What happens to one pair, in this order; the defaults leave it as it is.
 
     degrees: rotation about the centre, counter-clockwise as seen; part: the centred part of each side that is shown,
-    resized back to the full size; position: where a crop lies, (vertical, horizontal) in [0, 1).
+    resized back to the full size; position: where a crop of the view lies, (vertical, horizontal) in [0, 1); scale: of
+    the view's sides. saturation: factor on each pixel's distance from its grey; contrast: on all distances from
+    the view's mean; brightness: on that mean.
     """
 
     flip_horizontal: bool = False
@@ -27,10 +32,18 @@ class Draw:
     degrees: float = 0.0
     part: float = 1.0
     position: tuple[float, float] = (0.5, 0.5)
+    scale: float = 1.0
+    saturation: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 1.0
 
     @property
     def only_shifts(self) -> bool:
-        return not (self.flip_horizontal or self.flip_vertical or self.degrees) and self.part == 1.0
+        return replace(self, position=(0.5, 0.5)) == Draw()
+
+    @property
+    def changes_light(self) -> bool:
+        return (self.saturation, self.contrast, self.brightness) != (1.0, 1.0, 1.0)
 
 
 def draw_crop(generator: np.random.Generator) -> Draw:
@@ -45,6 +58,15 @@ def draw_augmentation(generator: np.random.Generator) -> Draw:
     return Draw(bool(horizontal), bool(vertical), degrees, 0.7, tuple(generator.random(2)))
 
 
+def draw_fast(generator: np.random.Generator) -> Draw:
+    """A horizontal flip with p = 0.5, sizes from half to double (uniform in the logarithm), 0.7 to 1.3 of the light."""
+    position = tuple(generator.random(2))
+    saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
+    scale = 2.0 ** generator.uniform(-1.0, 1.0)
+    flip = bool(generator.random() < 0.5)
+    return Draw(flip, position=position, scale=scale, saturation=saturation, contrast=contrast, brightness=brightness)
+
+
 def window_corner(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
     """(top, left) of a crop of a view; negative where the view is smaller and lies somewhere inside the crop."""
     room = np.subtract(size, crop)
@@ -52,14 +74,20 @@ def window_corner(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> t
     return int(top), int(left)
 
 
+def view_size(draw: Draw, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the whole view of a source of `size`."""
+    return max(1, round(size[0] * draw.scale)), max(1, round(size[1] * draw.scale))
+
+
 def source_map(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> np.ndarray:
     """2 x 3 matrix from (x, y, 1) in the output to (x, y) in a source of `size`: every step undone, the last first."""
-    centre = np.array([size[1], size[0]]) / 2
+    view = view_size(draw, size)
+    centre, view_centre = np.array([size[1], size[0]]) / 2, np.array([view[1], view[0]]) / 2
     cos, sin = np.cos(np.deg2rad(draw.degrees)), np.sin(np.deg2rad(draw.degrees))
     flips = np.diag([-1.0 if draw.flip_horizontal else 1.0, -1.0 if draw.flip_vertical else 1.0])
-    linear = flips @ np.array([[cos, -sin], [sin, cos]]) * draw.part
-    corner = np.array(window_corner(draw, size, crop)[::-1])
-    return np.column_stack([linear, centre + linear @ (corner - centre)])
+    linear = flips @ np.array([[cos, -sin], [sin, cos]]) * draw.part * (centre / view_centre)
+    corner = np.array(window_corner(draw, view, crop)[::-1])
+    return np.column_stack([linear, centre + linear @ (corner - view_centre)])
 
 
 def transform_pair(
@@ -68,11 +96,11 @@ def transform_pair(
     """Apply one draw to image and mask.
 
     image: uint8 H x W x 3; mask: uint8 labels of the same field of view, of any size. Returns uint8 3 x h x w and
-    h x w, where (h, w) is `crop` or the image's size: the image bilinear, the mask nearest. Outside the source the
+    h x w, where (h, w) is `crop` or the view's size: the image bilinear, the mask nearest. Outside the source the
     image repeats its edge, which makes no border that a whole image would not have, and the mask is 255.
     """
     size = image.shape[:2]
-    crop = crop or size
+    crop = crop or view_size(draw, size)
     if draw.only_shifts:
         corner = window_corner(draw, size, crop)
         pixels, _ = _copy_window(image, size, corner, crop)
@@ -82,7 +110,13 @@ def transform_pair(
     matrix = source_map(draw, size, crop)
     window, grid = _window_and_grid(size, matrix, crop)
     block = torch.from_numpy(np.array(image[window])).permute(2, 0, 1).float()[None]
+    fold = 2 ** max(0, int(np.log2(np.abs(matrix[:, :2]).sum(1).max() + 1e-6)))
+    if fold > 1:  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
+        block, sides = F.avg_pool2d(block, fold, ceil_mode=True), torch.tensor(block.shape[:1:-1])
+        grid = (grid + 1) * (sides / (fold * torch.tensor(block.shape[:1:-1]))) - 1
     view = F.grid_sample(block, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    if draw.changes_light:
+        view = change_light(draw, view)
     if mask.shape != size:
         matrix = matrix * np.array([[mask.shape[1] / size[1]], [mask.shape[0] / size[0]]])
         window, grid = _window_and_grid(mask.shape, matrix, crop)
@@ -90,6 +124,14 @@ def transform_pair(
     block = (IGNORED - torch.from_numpy(np.array(mask[window]))).float()[None, None]
     unlabelled = F.grid_sample(block, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
     return view.add_(0.5).to(torch.uint8), (IGNORED - unlabelled).to(torch.uint8)
+
+
+def change_light(draw: Draw, view: torch.Tensor) -> torch.Tensor:
+    """float 3 x h x w in [0, 255] -> the same."""
+    grey = view.mean(0, keepdim=True)
+    mean = view.mean()
+    view = torch.lerp(grey, view, draw.saturation)
+    return view.sub_(mean).mul_(draw.contrast).add_(mean * draw.brightness).clamp_(0, 255)
 
 
 def _copy_window(

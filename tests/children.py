@@ -73,12 +73,12 @@ def child(
 def arm(kill: Kill) -> None:
     """Make the moment's function send the signal in its count-th call, before it does its work."""
     import train
-    from segmentation import checkpoint, scoring
+    from segmentation import checkpoint, losses, scoring
 
     owner, name = {
         "data": (train, "open_dataset"),
         "model": (train, "start_model"),
-        "step": (train.TverskyLoss, "forward"),
+        "step": (losses.TverskyLoss, "forward"),
         "update": (torch.optim.Adam, "step"),
         "evaluation": (scoring, "score_image"),
         "epoch": (train, "finish_epoch"),

@@ -1,6 +1,7 @@
-"""Does the U-Net's own decoder cost accuracy? It and segmentation_models.pytorch's, trained alike by train.py.
+r"""Does the U-Net's own decoder cost accuracy? It and segmentation_models.pytorch's, trained alike by train.py.
 
-    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 --crop 256 256 --augment 0 --epochs 8
+    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 --crop 256 256 \
+        --augment 0 --epochs 8
 
 Takes train.py's flags. The same samples in the same order, loss, optimizer and schedule; both from random weights.
 """

@@ -1,0 +1,46 @@
+"""What the two recipes of training differ in: loss, optimizer, learning rate, and the size of the samples.
+
+deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
+fast: Tversky loss and cross entropy, AdamW, a learning rate that warms up and then falls all the way, and samples of
+half the size for most of the time, as a coarse step costs a quarter of a fine one and teaches nearly as much.
+(What the samples show is in `samples.DRAWS`.) The README's table says what each part is worth.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .losses import TverskyCrossEntropy, TverskyLoss
+
+ANNEAL = 0.5  # deck: the learning rate falls to 0 over this last share of the time
+WARM_UP = 0.02  # fast: it rises from 0 over this share of the training
+POWER = 0.9  # ... and falls as this power of what is left
+COARSE = 0.7  # fast: samples have half the height and width in epochs that begin before this share of the training
+WEIGHT_DECAY = 0.01  # fast
+
+
+def criterion_for(recipe: str, alpha: float, beta: float) -> nn.Module:
+    return TverskyCrossEntropy(alpha, beta) if recipe == "fast" else TverskyLoss(alpha, beta)
+
+
+def optimizer_for(
+    recipe: str, parameters: Iterable[nn.Parameter], lr: float, device: torch.device
+) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")
+    if recipe == "fast":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY, fused=fused)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+
+
+def learning_rate_factor(recipe: str, spent: float, progress: float) -> float:
+    """In [0, 1]. spent: the share of the time limit that is used, 0 without one; progress: that or that of the epochs,
+    whichever is more."""
+    if recipe == "fast":
+        return min(1.0, progress / WARM_UP) * max(0.0, 1 - progress) ** POWER
+    return min(1.0, max(0.0, (1 - spent) / ANNEAL))
+
+
+def shrink(recipe: str, progress: float) -> int:
+    """What height and width of the samples are divided by."""
+    return 2 if recipe == "fast" and progress < COARSE else 1
