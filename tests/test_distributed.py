@@ -88,6 +88,7 @@ def two_ranks() -> dict[str, list[dict]]:
     cases = {
         "segformer": {"steps": SHORT},
         "unet": {"model": "unet", "steps": SHORT},
+        "fast": {"recipe": "fast", "steps": SHORT},
         "fsdp": {"way": "fsdp", "steps": SHORT},
         "pipeline": {"way": "pipeline", "steps": SHORT},
         "pipeline unet": {"model": "unet", "way": "pipeline", "steps": 1},
@@ -101,13 +102,16 @@ def two_ranks() -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, dict]:
     runs = {model: in_one_process(model=model, steps=SHORT) for model in ("segformer", "unet")}
-    runs |= {f"single {model}": in_one_process(model=model, steps=1, dtype="float32") for model in runs}
+    runs["fast"] = in_one_process(recipe="fast", steps=SHORT)
+    runs |= {
+        f"single {model}": in_one_process(model=model, steps=1, dtype="float32") for model in ("segformer", "unet")
+    }
     return runs
 
 
-@pytest.mark.parametrize("run", ["segformer", "unet", "fsdp", "pipeline"])
+@pytest.mark.parametrize("run", ["segformer", "unet", "fast", "fsdp", "pipeline"])
 def test_two_ranks_train_as_one(two_ranks, one_process, run):
-    assert_same_training(two_ranks[run], one_process["unet" if run == "unet" else "segformer"])
+    assert_same_training(two_ranks[run], one_process.get(run, one_process["segformer"]))
 
 
 def test_pipeline_takes_a_model_with_batchnorm_in_its_encoder(two_ranks, one_process):

@@ -5,7 +5,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from segmentation import TverskyLoss
-from segmentation.losses import TverskySums, tversky_loss
+from segmentation.losses import TverskyCrossEntropy, TverskySums, tversky_loss
 
 
 def logits_of(probability: list[list[float]]) -> torch.Tensor:
@@ -141,3 +141,16 @@ def test_channels_last_logits_give_the_same():
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-12)
     gradients = torch.autograd.grad(losses[0], logits)[0], torch.autograd.grad(losses[1], other)[0]
     torch.testing.assert_close(*gradients)
+
+
+def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels():
+    logits, target = random_case()
+    expected = TverskyLoss(0.4, 0.6)(logits, target) + torch.nn.functional.cross_entropy(
+        logits, target, ignore_index=255
+    )
+    logits.requires_grad_()
+    loss = TverskyCrossEntropy(0.4, 0.6)(logits, target)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    loss = TverskyCrossEntropy()(logits, torch.full_like(target, 255))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().max() == 0

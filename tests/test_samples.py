@@ -52,6 +52,23 @@ def test_a_sample_repeats_for_its_key_and_differs_between_epochs_and_seeds(index
     assert not equal(samples[3, index], other[3, index])
 
 
+def test_a_coarse_sample_is_the_same_view_at_half_the_size():
+    class Blocks(Pairs):
+        def image(self, name):
+            return super().image(name)[:8, :10].repeat(8, 0).repeat(8, 1)
+
+    samples = TrainingSamples(Blocks(), "train", crop=(32, 48), augment=6, seed=7, recipe="fast")
+    order = EpochOrder(16, 4, seed=7)
+    order.set_epoch(1, shrink=2)
+    assert {len(key) for batch in order for key in batch} == {3}
+    for index in range(16):
+        fine, coarse = samples[1, index], samples[1, index, 2]
+        assert coarse["image"].shape == (3, 16, 24) and coarse["mask"].shape == (16, 24)
+        assert (fine["name"], fine["key"]) == (coarse["name"], coarse["key"])
+        means = torch.nn.functional.avg_pool2d(fine["image"].float(), 2)
+        assert torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1] > 0.8
+
+
 def test_keys_are_distinct_and_survive_batching():
     samples = make_samples()
     keys = {(epoch, index): samples[epoch, index]["key"] for epoch in range(5) for index in range(16)}

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from children import Kill, is_equal, run_in_child
 from conftest import run_script
 
-from segmentation import ResNet18UNet, load_checkpoint
+from segmentation import ResNet18UNet, SegFormer, load_checkpoint
+from segmentation.checkpoint import read_checkpoint
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
 
@@ -67,3 +70,26 @@ def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder
         if name.startswith("encoder."):
             assert torch.equal(value, trained[name]), name
     assert not torch.equal(start["classify.weight"], trained["classify.weight"])
+
+
+def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
+    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 64, 64)
+    flags += ("--epochs", 4, "--augment", 0, "--workers", 0)
+    sizes = []
+    original = SegFormer.forward
+
+    def noted(model, image, keys=None):
+        if model.training:
+            sizes.append(tuple(image.shape[-2:]))
+        return original(model, image, keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegFormer, "forward", noted)
+        assert run_script("train", *flags, "--out", tmp_path / "a") == 0
+    assert sizes == [(32, 32)] * 6 + [(64, 64)] * 2  # 2 steps an epoch; the fourth begins at 0.75
+    arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
+    assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
+    assert run_in_child("train", (*arguments, "--resume")) == 0
+    one, two = (read_checkpoint(tmp_path / run / "last.pt") for run in ("a", "b"))
+    assert is_equal(one["model"], two["model"]) and is_equal(one["resume"], two["resume"])
+    assert one["history"][-1]["lr"] < 2e-3 / 4

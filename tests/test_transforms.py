@@ -1,12 +1,14 @@
 """One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as V
 
-from segmentation.transforms import Draw, draw_augmentation, draw_crop, transform_pair
+from segmentation.transforms import Draw, draw_augmentation, draw_crop, draw_fast, transform_pair
 
 
 def random_pair(height, width, seed=0):
@@ -172,3 +174,52 @@ def test_only_the_window_is_read():
             image, mask = Frame(4000, 6000, 3), Frame(4000, 6000)
             transform_pair(image, mask, draw(np.random.default_rng(seed)), (256, 256))
             assert 0 < image.read <= 3 * side**2 and 0 < mask.read <= side**2
+
+
+def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
+    image, mask = random_pair(36, 52)
+    half, labels = transform_pair(image, mask, Draw(scale=0.5))
+    means = image.reshape(18, 2, 26, 2, 3).mean((1, 3))
+    assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
+    corners = [torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)]  # all four are equally near
+    assert torch.stack([labels == corner for corner in corners]).any(0).all()
+    ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
+    twice, _ = transform_pair(ramp, random_pair(8, 8)[1], Draw(scale=2.0))
+    assert twice.shape == (3, 16, 16) and twice[0, 3, 1:-1].tolist() == [2 + 4 * k for k in range(14)]
+
+
+def test_a_small_view_of_an_odd_source_does_not_shift():
+    ramp = np.zeros((61, 101, 3), np.uint8) + 2 * np.arange(101, dtype=np.uint8)[None, :, None]
+    view, _ = transform_pair(ramp, ramp[:, :, 0], Draw(scale=0.4))
+    positions = (np.arange(40) + 0.5) * 101 / 40 - 0.5
+    assert np.abs(view[0, 5].numpy() - 2 * positions)[1:-1].max() <= 0.51
+
+
+def test_light_by_hand_numbers():
+    # Two pixels, red 200 and grey 100: greys 66.67 and 100, mean 83.33.
+    image = np.array([[[200, 0, 0], [100, 100, 100]]], np.uint8)
+    mask = np.array([[0, 1]], np.uint8)
+    for draw, expected in (
+        (Draw(saturation=0.5), [[133, 33, 33], [100, 100, 100]]),
+        (Draw(contrast=0.5), [[142, 42, 42], [92, 92, 92]]),
+        (Draw(brightness=1.2), [[217, 17, 17], [117, 117, 117]]),
+    ):
+        view, labels = transform_pair(image, mask, draw)
+        assert view[:, 0].T.tolist() == expected and torch.equal(labels, torch.from_numpy(mask))
+
+
+def test_fast_draws_keep_image_and_mask_together():
+    mask = np.random.default_rng(1).integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    image = np.stack([mask * 20] * 3, -1)
+    sizes = []
+    for seed in range(300):
+        draw = draw_fast(np.random.default_rng(seed))
+        sizes.append(np.log2(draw.scale))
+        assert not draw.flip_vertical and 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
+        view, labels = transform_pair(
+            image, mask, replace(draw, saturation=1.0, contrast=1.0, brightness=1.0), (64, 64)
+        )
+        inside = labels != 255
+        agree = (view[0][inside].float() / 20).round() == labels[inside]
+        assert agree.float().mean() > 0.7  # all but the blurred borders of the boxes
+    assert -1 <= min(sizes) < -0.95 and 0.95 < max(sizes) <= 1 and abs(np.mean(sizes)) < 0.1

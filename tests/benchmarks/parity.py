@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from segmentation import distributed, losses, parallel  # noqa: E402
 from segmentation.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
-from segmentation.losses import TverskyLoss  # noqa: E402
 from segmentation.models import build_model  # noqa: E402
+from segmentation.recipes import criterion_for  # noqa: E402
 from segmentation.samples import EpochOrder  # noqa: E402
 from segmentation.scoring import score_split  # noqa: E402
 
@@ -101,6 +101,7 @@ def run(
     save: str | None = None,
     first: int = 0,
     device: str = "cpu",
+    recipe: str = "deck",
 ) -> dict:
     """Train on this rank, with all others. Called in every rank alike; see `launch`.
 
@@ -116,7 +117,7 @@ def run(
     if saved:
         bare.load_state_dict(saved["model"])
     bare.to(place)
-    criterion = TverskyLoss()
+    criterion = criterion_for(recipe, 0.3, 0.7)
     originals = losses.all_reduce_sum, parallel.synchronise_batchnorm
     if mistake == "half":
         losses.all_reduce_sum = not_summed

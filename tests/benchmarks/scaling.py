@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from segmentation import distributed, parallel  # noqa: E402
+from segmentation.allocator import keep_freed_memory  # noqa: E402
 from segmentation.losses import TverskyLoss  # noqa: E402
 from segmentation.models import build_model  # noqa: E402
 
@@ -102,11 +103,12 @@ def main() -> None:
     parser.add_argument("--model", choices=["segformer", "unet"], default="segformer")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8, help="of all ranks together; even")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         distributed.setup("cpu")
+        keep_freed_memory()  # as train.py does
         found = measure(**json.loads(args.worker[1]))
         if distributed.rank() == 0:
             Path(args.worker[0]).write_text(json.dumps(found))
