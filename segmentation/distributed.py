@@ -155,10 +155,11 @@ class BatchNormOverRanks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """With x^ = (x - mean) / s and sums over all ranks' g: dx = weight / s (g - sum g / n - x^ sum g x^ / n)."""
         x, weight, mean, variance, total = ctx.saved_tensors
-        dx, d_weight, d_bias = gradient.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-        if x.numel():  # the kernels divide by the number of pixels
+        if x.numel():
             known = (weight, mean, variance, None, None, False, ctx.eps, (True, True, True))
             dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(gradient, x, *known)
+        else:  # the kernels divide by the number of pixels
+            dx, d_weight, d_bias = gradient.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
         sum_gx, sum_g = all_reduce_sum(torch.stack((d_weight, d_bias))) / total
         inverse = torch.rsqrt(variance + ctx.eps)
         slope = weight * inverse.square() * sum_gx

@@ -133,9 +133,17 @@ class EfficientSelfAttention(nn.Module):
             x = self.reduce_sequence(x)
         key_value = self.key_value(x).view(N, -1, 2, self.heads, C // self.heads)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)  # N x heads x HW/R^2 x d, each
-        x = F.scaled_dot_product_attention(query, key, value)
+        x = attend(query, key, value)
         x = x.transpose(1, 2).reshape(N, H, W, C)
         return self.project(x)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Equation 1, N x heads x L x d each. On a CPU in float32 whatever autocast says: its fused kernel is faster so."""
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class MixFFN(nn.Module):

@@ -73,7 +73,9 @@ class ConvDecoder(nn.Module):
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
-            x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
+            with torch.autocast(x.device.type, enabled=False):  # oneDNN has no such convolution in bfloat16
+                x = upsample(x.float())
+            x = x[..., :h, :w]  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         return self.classify(self.dropout(x, keys))
 
