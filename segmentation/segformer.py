@@ -74,7 +74,7 @@ class ConvDecoder(nn.Module):
             finer = maps.pop()
             h, w = finer.shape[-2:]
             with torch.autocast(x.device.type, enabled=False):  # oneDNN has no such convolution in bfloat16
-                x = upsample(x.float())
+                x = upsample(x.to(upsample.weight.dtype))
             x = x[..., :h, :w]  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         return self.classify(self.dropout(x, keys))
