@@ -23,6 +23,7 @@ from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import ensemble_arguments
 from segmentation.mixing import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.scoring import score_image, score_split, scores_of
+from segmentation.tables import aligned
 from segmentation.uformer import UFormer
 
 Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K and Tversky sums N x 3 x K
@@ -166,12 +167,11 @@ def gpus(trained_in: dict) -> int:
 
 
 def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: str) -> None:
-    width = max(map(len, labels))
-    print(f"\n{'model':{width}}  {split + ' loss':>9}  {split + ' mIoU':>9}  {split + ' mPA':>9}  GPUs  training time")
+    rows = [["model", f"{split} loss", f"{split} mIoU", f"{split} mPA", "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
-        numbers = "  ".join(f"{number(row[key]):>9}" for key in ("loss", "miou", "mpa"))
         time = str(timedelta(seconds=round(run["seconds"])))
-        print(f"{label:{width}}  {numbers}  {gpus(run['environment']):4}  {time:>13}")
+        rows.append([label, row["loss"], row["miou"], row["mpa"], str(gpus(run["environment"])), time])
+    print(f"\n{aligned(rows)}")
 
 
 def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> None:
@@ -179,13 +179,8 @@ def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> Non
     rows = [["class IoU", *labels, *(f"{label} weight" for label in labels[:-1])]]
     columns = weights.expand(-1, len(scores[0]["iou"])).T.tolist()
     for name, shares in zip(scores[0]["iou"], columns, strict=True):
-        rows.append([name, *(number(row["iou"][name]) for row in scores), *(f"{share:.3f}" for share in shares)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for first, *rest in rows:
-        cells = [f"{text:>{width}}" for text, width in zip(rest, widths[1:], strict=True)]
-        print("  ".join([f"{first:{widths[0]}}", *cells]))
-    print()
+        rows.append([name, *(row["iou"][name] for row in scores), *(f"{share:.3f}" for share in shares)])
+    print(f"\n{aligned(rows)}\n")
 
 
 def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:
@@ -197,10 +192,6 @@ def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> No
         f"mIoU {gain:+.4f} over {labels[best]}, the best member; 95 % interval {low:+.4f} to {high:+.4f} "
         f"(paired bootstrap, {RESAMPLES:,} resamples of {len(tables[-1][0])} images): {verdict}"
     )
-
-
-def number(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
 
 
 def save(out: Path, checkpoint: dict) -> None:

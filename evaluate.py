@@ -31,7 +31,7 @@ from segmentation.report import write_report
 from segmentation.runs import environment
 from segmentation.scoring import score_split
 from segmentation.sections import hardware_of
-from segmentation.tables import Entry, Example, choose_examples
+from segmentation.tables import Entry, Example, aligned, choose_examples, comparison_table, number
 
 
 def main() -> None:
@@ -69,6 +69,8 @@ def main() -> None:
         if distributed.rank() == 0:
             print_scores(scores, split, path)
     if distributed.rank() == 0:
+        if len(entries) > 1:
+            print(aligned(comparison_table(entries)))
         if args.json:
             by_path = {entry.path: entry.scores for entry in entries}
             write_json(Path(args.json), entries[0].scores if len(entries) == 1 else by_path)
@@ -154,15 +156,8 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     print(f"pixel accuracy  {number(scores['pixel_accuracy'])}")
     print(f"image mIoU      {number(scores['image_miou'])}   mean over images for each class, then over classes")
     print(f"image mPA       {number(scores['image_mpa'])}")
-    width = max(map(len, scores["iou"]))
-    print(f"\n{'class':{width}}  IoU     accuracy")
-    for name, iou in scores["iou"].items():
-        print(f"{name:{width}}  {number(iou)}  {number(scores['accuracy'][name])}")
-    print(flush=True)
-
-
-def number(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
+    classes = [[name, iou, scores["accuracy"][name]] for name, iou in scores["iou"].items()]
+    print(f"\n{aligned([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
 
 
 def write_json(path: Path, scores: dict) -> None:

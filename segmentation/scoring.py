@@ -4,6 +4,8 @@ One image at a time, each at its mask's own size, each on one rank; what is kept
 its Tversky sums, so that every score follows from one table whatever the batch or the number of ranks.
 """
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,14 +39,19 @@ def score_split(
     and if it says True, Stopped is raised.
     """
     names, K = data.splits[split], len(data.classes)
+    began, shown = time.monotonic(), sys.stdout.isatty() and rank() == 0
     table = torch.zeros(len(names), K * K + 3 * K, dtype=torch.float64)
     for first in range(0, len(names), world_size()):
         if stop():
             raise Stopped
         index = first + rank()
+        if shown and time.monotonic() - began > 2:
+            print(f"\r\033[Kscoring {split} image {index + 1} of {len(names)}", end="", flush=True)
         if index < len(names):
             matrix, sums = score_image(model, data, names[index], device=device, tile=tile, flips=flips, amp=amp)
             table[index] = torch.cat((matrix.flatten().double(), sums.flatten().double()))
+    if shown:
+        print("\r\033[K", end="", flush=True)
     table = all_reduce_sum(table)
     matrices = table[:, : K * K].long().view(-1, K, K)
     return scores_of(matrices, table[:, K * K :].view(-1, 3, K), names, data.classes, alpha, beta)

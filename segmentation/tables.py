@@ -1,4 +1,4 @@
-"""What a report says, before it is HTML: its columns, its tables, the images it shows."""
+"""What is said about scores, before it is HTML or printed: its columns, its tables, the images it shows."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,21 @@ class Example:
     truth: Image.Image
     predictions: list[Image.Image]
     differences: list[Image.Image]
+
+
+def number(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.4f}"
+
+
+def aligned(rows: list[list]) -> str:
+    """Rows as lines of a terminal: the first column left, the others right, numbers with four digits."""
+    cells = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([f"{first:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in cells
+    ]
+    return "\n".join(lines)
 
 
 def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
@@ -83,6 +98,19 @@ def class_table(entries: list[Entry]) -> list[list]:
     for index, name in enumerate(entries[0].scores["iou"]):
         values = [e.scores[kind][name] for kind in ("iou", "accuracy") for e in entries]
         rows.append([name, sum(matrix[index]) / total, *values])
+    return rows
+
+
+def comparison_table(entries: list[Entry]) -> list[list]:
+    """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with the fewest pixels in the truth."""
+    rarest = min((sum(row), k) for k, row in enumerate(entries[0].scores["confusion"]) if sum(row))[1]
+    name = list(entries[0].scores["iou"])[rarest]
+    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
+    for entry in entries:
+        predicted = sum(row[rarest] for row in entry.scores["confusion"])
+        precision = entry.scores["confusion"][rarest][rarest] / predicted if predicted else None
+        scores = entry.scores
+        rows.append([entry.label, scores["miou"], scores["mpa"], scores["accuracy"][name], precision])
     return rows
 
 

@@ -150,13 +150,21 @@ def test_only_checkpoints_of_the_same_classes_and_images_are_compared(
         assert reason in error and error.count("\n") == 1
 
 
-def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path: Path):
+def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     last = checkpoint.with_name("last.pt")
     assert run_script("evaluate", checkpoint, "--json", tmp_path / "one.json") == 0
     assert run_script("evaluate", checkpoint, last, "--json", tmp_path / "both.json") == 0
     both = json.loads((tmp_path / "both.json").read_text())
     assert list(both) == [str(checkpoint), str(last)]
     assert both[str(checkpoint)] == json.loads((tmp_path / "one.json").read_text())
+    header, _, second = capsys.readouterr().out.splitlines()[-3:]
+    matrix = np.array(both[str(last)]["confusion"])
+    rarest = matrix.sum(1).argmin()
+    assert header.split() == ["mIoU", "mPA", f"{rarest}:", "recall", "precision"]
+    expected = [both[str(last)]["miou"], both[str(last)]["mpa"], matrix[rarest, rarest] / matrix[rarest].sum()]
+    assert second.split()[1:4] == [f"{value:.4f}" for value in expected]
+    predicted = matrix[:, rarest].sum()
+    assert second.split()[4] == (f"{matrix[rarest, rarest] / predicted:.4f}" if predicted else "absent")
 
 
 def test_labels_and_confidence_are_those_of_the_strips():
