@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 Window = tuple[slice, slice]
-Texture = np.ndarray | Callable[[Window], np.ndarray]
+Pattern = Callable[[Window], np.ndarray]
+Texture = np.ndarray | Pattern
 
 
 class Shape(NamedTuple):
@@ -40,9 +41,9 @@ def blob(centre: np.ndarray, radius: float, rng: np.random.Generator, roughness:
     return Shape(distance, centre[None], radius * (1 + sum(abs(size) for _, size, _ in waves)))
 
 
-def polygon(*points: np.ndarray) -> Shape:
+def polygon(*parts: np.ndarray) -> Shape:
     """The convex hull of the points (arrays of n x 2), as the largest distance to the line through any of its sides."""
-    points = np.concatenate(points)
+    points = np.concatenate(parts)
     ordered = sorted(map(tuple, points.tolist()))
     corners: list[tuple[float, float]] = []
     for chain in (ordered, ordered[::-1]):  # the lower half, then the upper one, by left turns only
@@ -147,12 +148,12 @@ class View:
         box = ((cells - wide) / 2, (cells - tall) / 2, (cells + wide) / 2, (cells + tall) / 2)
         return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
 
-    def grain(self, colour: np.ndarray, *weights: float) -> Texture:
+    def grain(self, colour: np.ndarray, *weights: float) -> Pattern:
         """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths."""
         layers = [(weight, noise) for weight, noise in zip(weights, self.noise, strict=False) if weight]
-        return lambda window: (1 + sum(weight * noise[window] for weight, noise in layers))[..., None] * colour
+        return lambda window: np.asarray(1 + sum(w * noise[window] for w, noise in layers))[..., None] * colour
 
-    def jointed(self, texture: Texture, angle: float, *pitches: float, joint: float = 0.12) -> Texture:
+    def jointed(self, texture: Pattern, angle: float, *pitches: float, joint: float = 0.12) -> Pattern:
         """The texture with dark joints every so many metres along the angle, then across; too fine ones fade."""
 
         def lines(window: Window) -> np.ndarray:
@@ -182,7 +183,8 @@ class View:
         points = shape.points @ self.yaw.T / self.pixel + np.array(self.mask.shape[::-1]) / 2
         reach = (shape.margin + margin) / self.pixel + 1
         (left, top), (right, bottom) = (points.min(axis=0) - reach).tolist(), (points.max(axis=0) + reach).tolist()
-        return tuple(slice(max(0, int(low)), max(0, int(high) + 1)) for low, high in ((top, bottom), (left, right)))
+        rows, columns = (slice(max(0, int(low)), max(0, int(high) + 1)) for low, high in ((top, bottom), (left, right)))
+        return rows, columns
 
     def paint(self, shape: Shape, label: int, texture: Texture, light: float = 1.0) -> None:
         """Cover what lies below with the shape."""

@@ -103,19 +103,17 @@ def gather(items: list) -> list:
 
 def first_rank_first(action: Callable[[], T]) -> T:
     """Run on rank 0, then on the others, who find its files in place. A BadInput on rank 0 is raised on every rank."""
-    outcome: tuple[T | None, str | None] = None, None
+    problem: list[str | None] = [None]
     if rank() == 0:
         try:
-            outcome = action(), None
+            result = action()
         except BadInput as error:
-            outcome = None, str(error)
+            problem = [str(error)]
     if world_size() > 1:
-        message = [outcome[1]]
-        dist.broadcast_object_list(message)
-        outcome = outcome[0], message[0]
-    if outcome[1] is not None:
-        raise BadInput(outcome[1])
-    return outcome[0] if rank() == 0 else action()
+        dist.broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise BadInput(problem[0])
+    return result if rank() == 0 else action()
 
 
 def say(sentence: str) -> None:

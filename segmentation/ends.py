@@ -10,6 +10,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Normalise(nn.Module):
     """RGB in [0, 1] to the encoder's own units; not part of the state dict. More than three channels: 0.5 and 0.25."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, in_channels: int = 3):
         super().__init__()
         mean = IMAGENET_MEAN if in_channels == 3 else (0.5,) * in_channels
@@ -29,4 +32,5 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     gone, and a class once lost stays lost. A start near 1/K everywhere leaves every class its gradient.
     """
     nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
+    if classifier.bias is not None:
+        nn.init.zeros_(classifier.bias)

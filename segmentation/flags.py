@@ -16,13 +16,13 @@ SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "au
 FAST_DEFAULTS = {"epochs": 1000, "batch_size": 8, "lr": 2e-3}
 
 
-def parser_for(description: str, **kwargs: str) -> argparse.ArgumentParser:
+def parser_for(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """An argparse parser whose help shows defaults and fits a terminal."""
 
     def formatter(prog: str) -> argparse.HelpFormatter:
         return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110)
 
-    return argparse.ArgumentParser(description=description, formatter_class=formatter, **kwargs)
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=formatter)
 
 
 def training_arguments(description: str) -> argparse.Namespace:

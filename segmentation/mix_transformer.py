@@ -199,13 +199,15 @@ class Stage(nn.Module):
 class MixTransformer(nn.Module):
     """MiT-b0 to b5. `drop_path` is the last block's rate of stochastic depth, grown linearly from 0 (paper: 0.1)."""
 
+    stages: nn.ModuleList
+
     def __init__(
         self, variant: str = "b0", in_channels: int = 3, drop_path: float = 0.0, norm_eps: float = BLOCK_NORM_EPS
     ):
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"unknown MiT variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-        self.channels, depths = VARIANTS[variant]
+        self.variant, (self.channels, depths) = variant, VARIANTS[variant]
         rates = [drop_path * n / (sum(depths) - 1) for n in range(sum(depths))]
         stages, previous, block = [], in_channels, 0
         for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
@@ -243,4 +245,5 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):  # keeps the variance of what it passes on (He et al., 2015), per output
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -17,7 +17,7 @@ from .mix_transformer import HEADS, MLP_RATIO, REDUCTIONS, MixTransformer
 from .segformer import SegFormer
 from .unet import ResNet18Encoder
 from .weight_files import fetch, read_weights, weights_file
-from .weight_names import DECODER_LAYERS, fill, recognise, translate, variant_of
+from .weight_names import DECODER_LAYERS, fill, recognise, translate
 
 RESNET18_URL = ResNet18_Weights.IMAGENET1K_V1.url
 MIT_URL = "https://huggingface.co/nvidia/mit-{variant}/resolve/main/pytorch_model.bin"
@@ -45,7 +45,7 @@ def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, str]
     encoder = getattr(model, "encoder", model)
     assert isinstance(encoder, MixTransformer | ResNet18Encoder), type(encoder)
     is_mit = isinstance(encoder, MixTransformer)
-    variant = variant_of(encoder.channels[0], [len(stage.blocks) for stage in encoder.stages]) if is_mit else None
+    variant = encoder.variant if isinstance(encoder, MixTransformer) else None
     if source == "imagenet":
         if (channels := next(encoder.parameters()).shape[1]) != 3:
             raise BadInput(f"ImageNet weights take 3 channels and this model {channels}: use --encoder-weights none")

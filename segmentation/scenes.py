@@ -206,7 +206,9 @@ def paint_house(view: View, rng: np.random.Generator, base: np.ndarray) -> None:
             front = np.concatenate([view.lift(base[[k, k - 3]], 0), view.lift(base[[k - 3, k]], eave)])
             for t in np.arange(0.1, 0.85, 0.2):
                 view.paint(polygon(patch(front, t, t + 0.12, 0.3, 0.75)), WINDOW, rgb(70, 84, 100), 0.6)
-    view.paint(polygon(corners, [left, right]), ROOF, tile * 0.7)  # shows between the faces as caps of the ridges
+    view.paint(
+        polygon(corners, np.stack([left, right])), ROOF, tile * 0.7
+    )  # shows between the faces as caps of the ridges
     for k, tip in enumerate(([right, left], [right, right], [left, right], [left, left])):
         face, outward = np.concatenate([corners[[k, k - 3]], tip]), outwards[k]
         light = float(np.clip((1 - pitch * view.sun @ outward) / np.hypot(1, pitch), 0.1, 1.3))
@@ -254,8 +256,8 @@ def paint_tree(view: View, rng: np.random.Generator) -> None:
         branches += [(0 * fork, fork), *((fork, end) for end in ends)]
     bark = choose(rng, (120, 104, 92), (150, 138, 126), (92, 78, 68))
     view.shade(strokes(np.array(branches) + place + view.sun * top, 0.2), 0.15, 0.7)
-    bark = view.grain(bark, 0, 0, 0.2, 0.3)
-    return view.paint(strokes(np.array(branches) + view.lift(place, top), 0.24), BALD_TREE, bark)
+    texture = view.grain(bark, 0, 0, 0.2, 0.3)
+    return view.paint(strokes(np.array(branches) + view.lift(place, top), 0.24), BALD_TREE, texture)
 
 
 def render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

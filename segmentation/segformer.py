@@ -38,6 +38,7 @@ class MLPDecoder(nn.Module):
         mixes = self.fuse.weight.chunk(len(features), dim=1)  # width x width, one a scale
         total: Tensor | None = None
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
+            assert isinstance(project, Linear)
             x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
             x = x.permute(0, 3, 1, 2)
             total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
@@ -62,6 +63,7 @@ class ConvDecoder(nn.Module):
         self.classify = nn.Conv2d(width, num_classes, 3, padding=1)
         self.apply(initialise)
         for upsample in self.upsample:
+            assert isinstance(upsample, nn.ConvTranspose2d)
             upsample.weight.data.copy_(bilinear_kernel())
         start_undecided(self.classify)
         self.to(memory_format=torch.channels_last)
@@ -94,6 +96,8 @@ class SegFormer(nn.Module):
 
     `drop_path` (stochastic depth in the encoder) and `dropout` (before the classifier) are 0.1 in the paper's training.
     """
+
+    classes: list[str]  # set by `from_huggingface` alone
 
     def __init__(
         self,

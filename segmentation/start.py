@@ -7,6 +7,7 @@ from .datasets import SegmentationDataset
 from .errors import BadInput
 from .models import build_model
 from .pretrained import load_encoder_weights
+from .uformer import UFormer
 
 Start = tuple[nn.Module, dict, dict | None]  # model, its configuration, source and licence of weights trained elsewhere
 
@@ -26,6 +27,7 @@ def start_fresh(name: str, num_classes: int, segformer: dict, encoder_weights: s
         return model, configs[name], None
     if name != "uformer":
         return model, configs[name], load_encoder_weights(model, encoder_weights)
+    assert isinstance(model, UFormer)
     sources = [load_encoder_weights(member, encoder_weights) for member in model.members]
     return model, configs[name], {"members": sources}
 
@@ -53,6 +55,7 @@ def start_from(files: list[str], name: str, data: SegmentationDataset) -> Start:
         return members[0], metas[0]["config"], sources
     config = {"model": "uformer", "members": [meta["config"] for meta in metas], "weights": None}
     model = build_model(config)
+    assert isinstance(model, UFormer)
     for member, trained in zip(model.members, members, strict=True):
         member.load_state_dict(trained.state_dict())
     return model, config, sources

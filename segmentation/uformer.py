@@ -18,6 +18,8 @@ class UFormer(nn.Module):
     Raises ValueError when they are not such numbers, or not as many as members.
     """
 
+    members: nn.ModuleList
+
     def __init__(self, *members: Any, weights: Weights | None = None):
         super().__init__()
         if weights is None and members and not isinstance(members[-1], nn.Module):
