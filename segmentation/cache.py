@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from segmentation.errors import BadInput
+from .errors import BadInput
 
 VERSION = 1  # part of every key: raise it when decoding changes
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from segmentation import scenes
-from segmentation.cache import (
+from . import scenes
+from .cache import (
     ANTIALIASED,
     Unreadable,
     entry_of,
@@ -27,9 +27,9 @@ from segmentation.cache import (
     read_mask,
     store,
 )
-from segmentation.errors import BadInput
-from segmentation.labels import IGNORED, drone_classes, label_table, numbered_classes, parse_label_map
-from segmentation.layouts import SPLITS, Layout, find_layout, find_pairs, split_names
+from .errors import BadInput
+from .labels import IGNORED, drone_classes, label_table, numbered_classes, parse_label_map
+from .layouts import SPLITS, Layout, find_layout, find_pairs, split_names
 
 __all__ = ["SegmentationDataset", "open_dataset", "parse_label_map"]
 

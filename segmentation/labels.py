@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmentation.errors import BadInput
+from .errors import BadInput
 
 IGNORED = 255
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from segmentation.errors import BadInput
-from segmentation.labels import CAMVID, IGNORED, drone_classes, read_classes
+from .errors import BadInput
+from .labels import CAMVID, IGNORED, drone_classes, read_classes
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(

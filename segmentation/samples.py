@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from segmentation.errors import BadInput
-from segmentation.stopping import ignore_signals
-from segmentation.transforms import draw_augmentation, draw_crop, draw_fast, transform_pair
+from .errors import BadInput
+from .stopping import ignore_signals
+from .transforms import draw_augmentation, draw_crop, draw_fast, transform_pair
 
 DRAWS: dict[str, tuple[Callable, Callable]] = {  # recipe: of the images themselves, of the extra samples
     "deck": (draw_crop, draw_augmentation),

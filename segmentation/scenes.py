@@ -14,7 +14,7 @@ import copy
 
 import numpy as np
 
-from segmentation.canvas import View, blob, choose, disc, oval, patch, polygon, rectangle, rgb, strokes, turn
+from .canvas import View, blob, choose, disc, oval, patch, polygon, rectangle, rgb, strokes, turn
 
 SIZES = {"train": 240, "val": 40, "test": 40}
 

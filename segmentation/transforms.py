@@ -59,10 +59,10 @@ def draw_augmentation(generator: np.random.Generator) -> Draw:
 
 
 def draw_fast(generator: np.random.Generator) -> Draw:
-    """A horizontal flip with p = 0.5, sizes from half to double (uniform in the logarithm), 0.7 to 1.3 of the light."""
+    """A horizontal flip with p = 0.5, sizes 0.76 to 1.32 (uniform in the logarithm), 0.7 to 1.3 of the light."""
     position = tuple(generator.random(2))
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
-    scale = 2.0 ** generator.uniform(-1.0, 1.0)
+    scale = 2.0 ** generator.uniform(-0.4, 0.4)
     flip = bool(generator.random() < 0.5)
     return Draw(flip, position=position, scale=scale, saturation=saturation, contrast=contrast, brightness=brightness)
 
