@@ -109,9 +109,10 @@ def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: s
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """Names for columns: the runs' folders where they tell the checkpoints apart, else more of the paths."""
-    full = [Path(path) for path in paths]
-    choices = ([path.resolve().parent.name for path in full], ["/".join(path.resolve().parts[-2:]) for path in full])
+    """Names for columns: the runs' folders, other files' own names; more of the paths if these are not enough."""
+    full = [Path(path).resolve() for path in paths]
+    runs = [path.parent.name if path.stem in ("best", "last") else path.stem for path in full]
+    choices = (runs, ["/".join(path.parts[-2:]) for path in full])
     return next((names for names in choices if len(set(names)) == len(paths) and all(names)), list(paths))
 
 

@@ -24,11 +24,11 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.32rem .75rem;text-align:left;border-bottom:1px solid var(--edge);vertical-align:middle}
 thead th{color:var(--soft);font-weight:500;font-size:.86rem;vertical-align:bottom}
 tbody th{font-weight:500;white-space:nowrap}
-td.soft{font-size:.9em}
+td.soft{font-size:.9em;min-width:18rem}
 td.number{text-align:right;white-space:nowrap}
 tr.first td.number{font-size:1.35rem;font-weight:650}
 .best{font-weight:700}
-.bar{display:flex;align-items:center;gap:.6rem;min-width:9rem}
+.bar{display:flex;align-items:center;gap:.5rem;min-width:7.5rem}
 .bar>span:first-child{width:3.8em;text-align:right}
 .bar i{flex:1;height:.7rem;border-radius:2px;background:var(--edge);overflow:hidden}
 .bar b{display:block;height:100%;background:rgb(var(--mark))}
