@@ -1,6 +1,6 @@
 """Is it faster than what one would use instead? Prints one table against the peers installed beside it.
 
-    python tests/benchmarks/speed.py                       # all of it, under eight minutes on two cores
+    python tests/benchmarks/speed.py                       # all of it, two minutes on two cores
     python tests/benchmarks/speed.py --only mlp loss       # the rows whose name holds one of these words
 
 Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18") and TverskyLoss, torchmetrics'
