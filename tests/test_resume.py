@@ -145,7 +145,7 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(("flags", "saved_at"), [((), (1, 0)), (("--save-every", 1e-9), (1, 2))])
 def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: Path, monkeypatch, flags, saved_at):
     """Those of the very batch, and keeps the last good checkpoint: here of the first epoch, or of the step before."""
-    import train as script
+    from segmentation import recipes as script
 
     class Poisoned(script.TverskyLoss):
         steps = 0
@@ -168,7 +168,7 @@ def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: P
 
 def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: Path, monkeypatch):
     """A finite loss with a gradient that is not: nothing of it reaches last.pt."""
-    import train as script
+    from segmentation import recipes as script
 
     steps = 0
     step = script.torch.optim.Adam.step
