@@ -145,16 +145,16 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(("flags", "saved_at"), [((), (1, 0)), (("--save-every", 1e-9), (1, 2))])
 def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: Path, monkeypatch, flags, saved_at):
     """Those of the very batch, and keeps the last good checkpoint: here of the first epoch, or of the step before."""
-    from segmentation import recipes as script
+    from segmentation import recipes
 
-    class Poisoned(script.TverskyLoss):
+    class Poisoned(recipes.TverskyLoss):
         steps = 0
 
         def forward(self, logits, target):
             Poisoned.steps += 1
             return super().forward(logits, target) * (float("nan") if Poisoned.steps == 8 else 1)
 
-    monkeypatch.setattr(script, "TverskyLoss", Poisoned)
+    monkeypatch.setattr(recipes, "TverskyLoss", Poisoned)
     samples = TrainingSamples(open_dataset(str(tiny_folder)), "train", crop=(32, 32), augment=4, seed=0)
     order = EpochOrder(len(samples), 4, seed=0)
     order.set_epoch(1)
@@ -168,10 +168,10 @@ def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: P
 
 def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: Path, monkeypatch):
     """A finite loss with a gradient that is not: nothing of it reaches last.pt."""
-    from segmentation import recipes as script
+    from segmentation import recipes
 
     steps = 0
-    step = script.torch.optim.Adam.step
+    step = recipes.torch.optim.Adam.step
 
     def poisoned(self, *args, **kwargs):
         nonlocal steps
@@ -180,7 +180,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: 
             next(p for p in self.param_groups[0]["params"] if p.grad is not None).grad.fill_(float("nan"))
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(script.torch.optim.Adam, "step", poisoned)
+    monkeypatch.setattr(recipes.torch.optim.Adam, "step", poisoned)
     with pytest.raises(RuntimeError, match="weights are no longer numbers at epoch 3"):
         run_script("train", "--data", tiny_folder, *FLAGS, "--epochs", 3, "--out", tmp_path)
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 1
