@@ -86,8 +86,8 @@ def training_arguments(description: str) -> argparse.Namespace:
         parser.error("--freeze-members is for --model uformer")
     if args.init and len(args.init) > 1 and args.model != "uformer":
         parser.error("--init takes one checkpoint, but for --model uformer")
-    if args.init and args.model == "uformer" and len(args.init) != 2:
-        parser.error(f"--init takes two checkpoints for --model uformer, not {len(args.init)}")
+    if args.init and args.model == "uformer" and len(args.init) < 2:
+        parser.error("--init takes two checkpoints or more for --model uformer, one a member")
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
     args.max_minutes = args.max_minutes or None
