@@ -85,8 +85,9 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegFormer, "forward", noted)
-        assert run_script("train", *flags, "--out", tmp_path / "a") == 0
+        assert run_script("train", *flags, "--out", tmp_path / "noted") == 0
     assert sizes == [(32, 32)] * 6 + [(64, 64)] * 2  # 2 steps an epoch; the fourth begins at 0.75
+    assert run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0  # one thread, as the next
     arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
     assert run_in_child("train", (*arguments, "--resume")) == 0
