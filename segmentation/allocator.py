@@ -12,8 +12,7 @@ def keep_freed_memory() -> None:
 
     Every step allocates the same activations, and each new page costs a fault: a fifth of a step on CPUs.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            if mallopt is not None:
-                mallopt(threshold, LARGEST)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, LARGEST)
+        mallopt(M_MMAP_THRESHOLD, LARGEST)

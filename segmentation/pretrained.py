@@ -44,8 +44,8 @@ def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, str]
     """
     encoder = getattr(model, "encoder", model)
     assert isinstance(encoder, MixTransformer | ResNet18Encoder), type(encoder)
-    is_mit = isinstance(encoder, MixTransformer)
     variant = encoder.variant if isinstance(encoder, MixTransformer) else None
+    is_mit = variant is not None
     if source == "imagenet":
         if (channels := next(encoder.parameters()).shape[1]) != 3:
             raise BadInput(f"ImageNet weights take 3 channels and this model {channels}: use --encoder-weights none")

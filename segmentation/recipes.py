@@ -2,8 +2,8 @@
 
 deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
 fast: Tversky loss and cross entropy, AdamW, a learning rate that warms up and then falls all the way, and samples of
-half the size for most of the time, as a coarse step costs a quarter of a fine one and teaches nearly as much.
-(What the samples show is in `samples.DRAWS`.) The README's table says what each part is worth.
+half the size for most of the time, as a coarse step costs a quarter of a fine one. (What the samples show is in
+`samples.DRAWS`.)
 """
 
 from collections.abc import Iterable

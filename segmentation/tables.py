@@ -103,7 +103,8 @@ def class_table(entries: list[Entry]) -> list[list]:
 
 def comparison_table(entries: list[Entry]) -> list[list]:
     """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with the fewest pixels in the truth."""
-    rarest = min((sum(row), k) for k, row in enumerate(entries[0].scores["confusion"]) if sum(row))[1]
+    pixels = [(sum(row), k) for k, row in enumerate(entries[0].scores["confusion"])]
+    rarest = min((each for each in pixels if each[0]), default=(0, 0))[1]
     name = list(entries[0].scores["iou"])[rarest]
     rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
     for entry in entries:
