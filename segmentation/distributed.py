@@ -5,6 +5,7 @@ Every function works without a process group, as one rank of one.
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,8 +48,18 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
             # several nodes may count restarts differently, so there the keys stay as they are.
             store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=world, timeout=timeout)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
     return chosen
+
+
+def leave() -> None:
+    """At the interpreter's end: leave the group, once gloo's threads are done with the last tensors.
+
+    They drop them with the interpreter's lock, and a thread that asks for it later aborts the process. Sleeping gives
+    it to them.
+    """
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 _alone = False

@@ -10,6 +10,7 @@ third batch with nothing but ignored pixels. Beside the exact runs stand the dec
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -35,6 +36,7 @@ from segmentation.samples import EpochOrder  # noqa: E402
 from segmentation.scoring import score_split  # noqa: E402
 
 WAYS = ("ddp", "fsdp", "pipeline")
+TENSORS = ("gradient", "weights", "moments")  # of what `run` gives
 CLASSES, SIDE, BATCH = 5, 40, 7
 CONFIGS = {
     "segformer": {"model": "segformer", "num_classes": CLASSES, "drop_path": 0.1, "dropout": 0.1},
@@ -106,8 +108,8 @@ def run(
     """Train on this rank, with all others. Called in every rank alike; see `launch`.
 
     start and save: checkpoints to go on from and to write. first: the step to begin with.
-    Gives gradient (of the first step) and weights (both whole, by name), losses, lr, confusion, bytes (of this rank's
-    weights) and images_per_s.
+    Gives gradient (of the first step), weights and moments (all whole, by name), their digest, losses, lr, confusion,
+    bytes (of this rank's weights) and images_per_s.
     """
     torch.set_default_dtype(getattr(torch, dtype))
     torch.manual_seed(0)
@@ -182,10 +184,12 @@ def _train(
     whole = copy.deepcopy(parallel.whole_model(spread, config)).float().eval()
     scores = {split: score_split(whole, Pictures(), split, device=place) for split in Pictures().splits}
     held = [getattr(p, "_local_tensor", p) for p in spread.parameters()]
+    moments = {f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
     return {
         "gradient": gradient,
         "weights": weights,
-        "optimizer": state,
+        "moments": moments,
+        "digest": digest(gradient, weights, moments),
         "losses": history,
         "lr": optimizer.param_groups[0]["lr"],
         "confusion": scores["val"]["confusion"],
@@ -196,6 +200,12 @@ def _train(
     }
 
 
+def digest(*sets: dict[str, Tensor]) -> str:
+    """The same for the same numbers, bit for bit."""
+    values = (value.cpu().contiguous().numpy() for tensors in sets for _, value in sorted(tensors.items()))
+    return hashlib.sha256(b"".join(hashlib.sha256(value).digest() for value in values)).hexdigest()
+
+
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Norm of the difference of two sets of tensors over the norm of the second: one number for all of them."""
     assert one.keys() == other.keys()
@@ -204,7 +214,10 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dict]]:
-    """Run cases, one after another, in one start of so many ranks: [case][rank] -> what `run` gives."""
+    """Run cases, one after another, in one start of so many ranks: [case][rank] -> what `run` gives.
+
+    Of all ranks but the first without its tensors, which its digest stands for: they would fill gigabytes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker"]
         subprocess.run(
@@ -220,7 +233,9 @@ def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dic
 def worker(folder: str, cases: list[dict]) -> None:
     distributed.setup("cpu", timeout_minutes=2)
     for number, case in enumerate(cases):
-        torch.save(run(**case), Path(folder) / f"{number}-{distributed.rank()}.pt")
+        result = run(**case)
+        kept = result if distributed.rank() == 0 else {k: v for k, v in result.items() if k not in TENSORS}
+        torch.save(kept, Path(folder) / f"{number}-{distributed.rank()}.pt")
 
 
 def main() -> None:
