@@ -2,6 +2,7 @@
 
     python tests/benchmarks/speed.py                       # all of it, two minutes on two cores
     python tests/benchmarks/speed.py --only mlp loss       # the rows whose name holds one of these words
+    python tests/benchmarks/speed.py --only profile        # where a step of ours spends its time
 
 Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18") and TverskyLoss, torchmetrics'
 confusion matrix, each as its users run it: default memory layout, default (fused) attention, logits interpolated to the
@@ -43,6 +44,13 @@ from segmentation.ends import Normalise  # noqa: E402
 
 PAIRS, BATCH, CLASSES = 7, 4, 19
 LABELS = (8, 11, 360, 480)  # N, K, H, W of the rows about loss and metric: CamVid
+KINDS = {  # of a profile: what the names of torch's operators hold
+    "products, convolutions": ("convolution", "aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("scaled_dot_product",),
+    "interpolation, loss": ("upsample", "log_softmax", "nll_loss"),
+    "GELU, ReLU, norms": ("gelu", "threshold", "clamp", "norm"),
+    "sums, copies, the rest": ("",),
+}
 
 
 class TransformersSegFormer(nn.Module):
@@ -100,6 +108,9 @@ def main() -> None:
         peer, ours = (extra_memory(step) for step in losses())
         print(f"\nTversky loss, extra peak memory: peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB", end="")
         print(f", {ours / peer:.2f} of it (bar: 0.50)")
+    for train in (True, False):
+        if any(word in "profile" for word in only):
+            print_profile(train)
 
 
 def rows() -> list[tuple[str, float, Callable[[], tuple[Callable, Callable]]]]:
@@ -231,6 +242,25 @@ def extra_memory(function: Callable) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def print_profile(train: bool, steps: int = 7) -> None:
+    """What a step of SegFormer-B0 with the paper's decoder spends its time on, and its peer's time beside it."""
+    peer, ours = segformers("mlp", 256, train)
+    peer_ms, ours_ms, _ = compare(peer, ours)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            ours()
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages():
+        kind = next(kind for kind, names in KINDS.items() if any(name in event.key for name in names))
+        spent[kind] += event.self_cpu_time_total / 1e3 / steps
+    work = "train" if train else "infer"
+    print(
+        f"\nSegFormer-B0 mlp, {work}, {BATCH}x256x256: peer {peer_ms:.0f} ms, ours {ours_ms:.0f} ms; of ours, profiled:"
+    )
+    for kind, ms in spent.items():
+        print(f"{kind:28}{ms:7.1f} ms{ms / sum(spent.values()):6.0%}{ms / peer_ms:8.1%} of the peer's whole step")
 
 
 def matrix_product_rates(side: int = 2048) -> tuple[float, float]:
