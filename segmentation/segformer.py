@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ends import Normalise, start_undecided
+from .huggingface import HuggingFaceSegFormer
 from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, Linear, MixTransformer, initialise, linear
 
 
@@ -130,7 +131,13 @@ class SegFormer(nn.Module):
 
     @classmethod
     def from_huggingface(cls, path: str | Path) -> "SegFormer":
-        """A full SegFormer as Hugging Face saves it; see `pretrained.segformer_from_huggingface`."""
-        from .pretrained import segformer_from_huggingface
+        """A trained SegFormer from a folder or file as Hugging Face saves it, in eval mode, class names in `classes`.
 
-        return segformer_from_huggingface(path)
+        Its logits are those of transformers' SegformerForSemanticSegmentation, upsampled to the image's size.
+        BadInput if the files are not there, cannot be read, or do not fit.
+        """
+        saved = HuggingFaceSegFormer(path)
+        model = cls(**saved.arguments)
+        model.load_state_dict(saved.weights_for(model))
+        model.classes = saved.classes
+        return model.eval()

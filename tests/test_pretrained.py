@@ -23,7 +23,7 @@ from transformers import SegformerConfig, SegformerForImageClassification, Segfo
 from segmentation import pretrained, weight_files
 from segmentation.errors import BadInput
 from segmentation.mix_transformer import BLOCK_NORM_EPS, VARIANTS, MixTransformer
-from segmentation.pretrained import load_encoder_weights, segformer_from_huggingface
+from segmentation.pretrained import load_encoder_weights
 from segmentation.segformer import SegFormer
 from segmentation.unet import ResNet18UNet
 from segmentation.weight_names import DECODER_LAYERS, fill, recognise, translate
@@ -170,14 +170,14 @@ def test_every_form_of_the_same_file_gives_the_same_model(folder, reference, tmp
         (tmp_path / name).mkdir()
         torch.save(state, tmp_path / name / "pytorch_model.bin")
         (tmp_path / name / "config.json").write_text((folder / "config.json").read_text())
-    expected = segformer_from_huggingface(folder).state_dict()
+    expected = SegFormer.from_huggingface(folder).state_dict()
     for source in (
         folder / "model.safetensors",
         tmp_path / "published",
         tmp_path / "published" / "pytorch_model.bin",
         tmp_path / "modules",
     ):
-        model = segformer_from_huggingface(str(source))
+        model = SegFormer.from_huggingface(str(source))
         assert model.classes == NAMES
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, expected[name]), (source, name)
@@ -185,14 +185,14 @@ def test_every_form_of_the_same_file_gives_the_same_model(folder, reference, tmp
 
 def test_a_file_alone_tells_its_variant_and_numbers_its_classes(folder, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "weights.bin")
-    model = segformer_from_huggingface(tmp_path / "weights.bin")
+    model = SegFormer.from_huggingface(tmp_path / "weights.bin")
     assert model.encoder.channels == VARIANTS["b0"][0]
     assert model.classes == ["0", "1", "2", "3", "4"]
 
 
 def test_half_precision_files_load_as_float32(folder, tmp_path):
     torch.save({k: v.half() for k, v in load_file(folder / "model.safetensors").items()}, tmp_path / "half.bin")
-    assert {p.dtype for p in segformer_from_huggingface(tmp_path / "half.bin").parameters()} == {torch.float32}
+    assert {p.dtype for p in SegFormer.from_huggingface(tmp_path / "half.bin").parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -208,36 +208,36 @@ def test_a_config_of_something_else_is_refused(folder, tmp_path, change, message
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with refused(str(tmp_path / "config.json"), message):
-        segformer_from_huggingface(tmp_path)
+        SegFormer.from_huggingface(tmp_path)
 
 
 def test_a_broken_config_is_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text("{")
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with refused(str(tmp_path / "config.json"), "not JSON"):
-        segformer_from_huggingface(tmp_path)
+        SegFormer.from_huggingface(tmp_path)
 
 
 def test_an_encoder_alone_is_no_segformer(classifier, tmp_path):
     torch.save(classifier[1], tmp_path / "mit.bin")
     with refused("decode_head.classifier", "--encoder-weights"):
-        segformer_from_huggingface(tmp_path / "mit.bin")
+        SegFormer.from_huggingface(tmp_path / "mit.bin")
 
 
 def test_folders_without_weights_are_refused(tmp_path):
     with refused(str(tmp_path), "pytorch_model.bin nor model.safetensors"):
-        segformer_from_huggingface(tmp_path)
+        SegFormer.from_huggingface(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
     with refused("shards", "one file"):
-        segformer_from_huggingface(tmp_path)
+        SegFormer.from_huggingface(tmp_path)
     with refused("nowhere", "does not exist"):
-        segformer_from_huggingface(tmp_path / "nowhere")
+        SegFormer.from_huggingface(tmp_path / "nowhere")
 
 
 def test_safetensors_is_optional_and_asked_for(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with refused("model.safetensors", "pip install safetensors"):
-        segformer_from_huggingface(folder)
+        SegFormer.from_huggingface(folder)
 
 
 # --- encoder weights from a file ----------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_bad_files_are_one_sentence_and_run_nothing(kind, name, classifier, tmp_
         file.write_text("<html>not found</html>\n")
     else:
         torch.save({"nested": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[kind], file)
-    for load in (lambda: load_encoder_weights(SegFormer(2), file), lambda: segformer_from_huggingface(file)):
+    for load in (lambda: load_encoder_weights(SegFormer(2), file), lambda: SegFormer.from_huggingface(file)):
         with refused(str(file)):
             load()
     assert not flag.exists()
