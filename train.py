@@ -120,11 +120,14 @@ def main() -> None:
             write_history(out, state["history"])
         introduce(data, model, steps, out)
 
+    def shrink_at(step: int) -> int:
+        """All ranks ask when they order a step's samples, after the same step, so their clocks agree."""
+        return shrink(args.recipe, max(clock.spent(), (state["epoch"] + step / steps) / args.epochs))
+
     written = True
     try:
         while not finished(state, args):
-            begun = max(clock.spent(), state["epoch"] / args.epochs)  # as at the epoch's first step, also on resume
-            order.set_epoch(state["epoch"], start=state["step"], shrink=shrink(args.recipe, begun))
+            order.set_epoch(state["epoch"], start=state["step"], shrink=shrink_at)
             waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
             whole = whole_model(parallel, config)

@@ -1,9 +1,9 @@
 """What the two recipes of training differ in: loss, optimizer, learning rate, and the size of the samples.
 
 deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
-fast: Tversky loss and cross entropy, AdamW, a learning rate that warms up and then falls all the way, and samples of
-half the size for most of the time, as a coarse step costs a quarter of a fine one. (What the samples show is in
-`samples.DRAWS`.)
+fast: Tversky loss and cross entropy, AdamW, a learning rate that warms up and then falls all the way, and samples that
+grow from a quarter of height and width to half to all of it, as a coarse step costs a fraction of a fine one. (What the
+samples show is in `samples.DRAWS`.)
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from .losses import TverskyCrossEntropy, TverskyLoss
 ANNEAL = 0.5  # deck: the learning rate falls to 0 over this last share of the time
 WARM_UP = 0.02  # fast: it rises from 0 over this share of the training
 POWER = 0.9  # ... and falls as this power of what is left
-COARSE = 0.7  # fast: samples have half the height and width in epochs that begin before this share of the training
+COARSE = ((0.4, 4), (0.8, 2))  # fast: until this share of the training, height and width are divided by so much
 WEIGHT_DECAY = 0.01  # fast
 
 
@@ -43,4 +43,4 @@ def learning_rate_factor(recipe: str, spent: float, progress: float) -> float:
 
 def shrink(recipe: str, progress: float) -> int:
     """What height and width of the samples are divided by."""
-    return 2 if recipe == "fast" and progress < COARSE else 1
+    return next((divisor for until, divisor in COARSE if recipe == "fast" and progress < until), 1)

@@ -55,7 +55,7 @@ class TrainingSamples(Dataset):
     def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
         """(epoch, index) -> image uint8 3 x h x w, mask uint8 h x w, key (63 bits, of seed, epoch and index), name.
 
-        A third number in the key divides h and w: the same view, coarser.
+        A third number in the key divides h and w, as far as they stay 32 or more: the same view, coarser.
         """
         epoch, index, shrink = (*key, 1)[:3]
         generator = np.random.default_rng([self.seed, epoch, index])
@@ -66,6 +66,7 @@ class TrainingSamples(Dataset):
             name, draw = self.names[generator.integers(len(self.names))], self.draw_extra(generator)
         image, mask = self.data.image(name), self.data.mask(name)
         height, width = self.crop or image.shape[:2]
+        shrink = max(1, min(shrink, height // 32, width // 32))
         draw = replace(draw, scale=draw.scale / shrink)
         image, mask = transform_pair(image, mask, draw, (height // shrink, width // shrink))
         return {"image": image, "mask": mask, "key": sample_key, "name": name}
@@ -93,10 +94,10 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0, shrink: int = 1) -> None:
+    def set_epoch(self, epoch: int, start: int = 0, shrink: Callable[[int], int] = lambda step: 1) -> None:
         """Choose the epoch, the first step of it to give (a resumed run has done those before) and the samples' size.
 
-        shrink: what height and width are divided by.
+        shrink: of a step, when it is ordered: what height and width of its samples are divided by.
         """
         self.epoch, self.start, self.shrink = epoch, start, shrink
 
@@ -108,7 +109,7 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
         order = np.random.default_rng([self.seed, self.epoch, self.count]).permutation(self.count).tolist()
         for step in range(self.start, self.count // self.batch_size):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            size = () if self.shrink == 1 else (self.shrink,)
+            size = () if (shrink := self.shrink(step)) == 1 else (shrink,)
             yield [(self.epoch, index, *size) for index in batch[self.slice]]
 
 

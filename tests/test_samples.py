@@ -55,18 +55,29 @@ def test_a_sample_repeats_for_its_key_and_differs_between_epochs_and_seeds(index
 def test_a_coarse_sample_is_the_same_view_at_half_the_size():
     class Blocks(Pairs):
         def image(self, name):
-            return super().image(name)[:8, :10].repeat(8, 0).repeat(8, 1)
+            return super().image(name)[:8, :10].repeat(16, 0).repeat(16, 1)
 
-    samples = TrainingSamples(Blocks(), "train", crop=(32, 48), augment=6, seed=7, recipe="fast")
-    order = EpochOrder(16, 4, seed=7)
-    order.set_epoch(1, shrink=2)
-    assert {len(key) for batch in order for key in batch} == {3}
+    samples = TrainingSamples(Blocks(), "train", crop=(64, 96), augment=6, seed=7, recipe="fast")
     for index in range(16):
         fine, coarse = samples[1, index], samples[1, index, 2]
-        assert coarse["image"].shape == (3, 16, 24) and coarse["mask"].shape == (16, 24)
+        assert coarse["image"].shape == (3, 32, 48) and coarse["mask"].shape == (32, 48)
         assert (fine["name"], fine["key"]) == (coarse["name"], coarse["key"])
         means = torch.nn.functional.avg_pool2d(fine["image"].float(), 2)
         assert torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1] > 0.8
+
+
+def test_samples_stay_as_large_as_a_model_takes():
+    samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, recipe="fast")
+    assert [samples[0, 0, shrink]["mask"].shape for shrink in (1, 2, 4)] == [(70, 200), (35, 100), (35, 100)]
+
+
+def test_the_size_is_asked_for_each_step():
+    order = EpochOrder(16, 4, seed=7)
+    order.set_epoch(1, start=1, shrink=lambda step: (4, 2, 2, 1)[step])
+    places = [key for batch in order for key in batch]
+    assert [key[2:] for key in places] == [(2,)] * 8 + [()] * 4
+    order.set_epoch(1, start=1)
+    assert [key[:2] for key in places] == [key for batch in order for key in batch]  # the same samples, coarser
 
 
 def test_keys_are_distinct_and_survive_batching():
