@@ -23,22 +23,15 @@ from torch.utils.data import DataLoader
 
 from segmentation import distributed
 from segmentation.allocator import keep_freed_memory
-from segmentation.checkpoint import restore_model, save_checkpoint
+from segmentation.checkpoint import restore_model
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import training_arguments
-from segmentation.parallel import (
-    Pipeline,
-    batch_share,
-    load_optimizer_state,
-    spread,
-    whole_model,
-    whole_optimizer_state,
-    whole_weights,
-)
+from segmentation.parallel import batch_share, load_optimizer_state, spread, whole_model
+from segmentation.pipeline import Pipeline
 from segmentation.progress import introduce, print_epoch, show_progress
 from segmentation.recipes import criterion_for, learning_rate_factor, optimizer_for, shrink
-from segmentation.runs import HISTORY, MARKER, environment, open_run, write_config, write_history, written_or_said
+from segmentation.runs import HISTORY, MARKER, environment, open_run, save_run, write_config, write_history
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.scoring import score_split
 from segmentation.start import start_fresh, start_from
@@ -288,53 +281,6 @@ def finish_epoch(
     state |= {"lr": group["lr"], "epoch": state["epoch"] + 1, "step": 0, "loss_sum": 0.0, "started": clock.now()}
     if clock.spent() >= 1:
         state["time_up"] = args.max_minutes
-
-
-def save_run(
-    out: Path,
-    parallel: nn.Module | Pipeline,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
-    state: dict,
-    clock: Clock,
-    about: dict,
-    name: str,
-    scores: dict | None = None,
-) -> bool:
-    """Write a checkpoint; all ranks call it, the first writes. False if it cannot be written, which is said, no more.
-
-    RuntimeError instead of a checkpoint whose weights are not numbers.
-    """
-    failed, not_numbers = False, False
-    weights = whole_weights(parallel)
-    optimizer_state = whole_optimizer_state(parallel, optimizer) if name == "last.pt" else None
-    if distributed.rank() == 0:
-        not_numbers = any(bool(weight.isnan().any()) for weight in weights.values())
-        checkpoint = about | {
-            "model": weights,
-            "epoch": state["epoch"],
-            "scores": scores,
-            "history": state["history"],
-            "seconds": clock.now(),
-        }
-        if name == "last.pt":
-            resume = state | {"loss_sum": float(state["loss_sum"])}
-            checkpoint["resume"] = {
-                "optimizer": optimizer_state,
-                "scheduler": scheduler.state_dict(),
-                "state": resume,
-                "seconds": clock.now(),
-            }
-        if not not_numbers:
-            failed = not written_or_said(out / name, lambda: save_checkpoint(out / name, checkpoint))
-    failed, not_numbers = (
-        bool(flag) for flag in distributed.all_reduce_sum(torch.tensor([int(failed), int(not_numbers)]))
-    )
-    if not_numbers:
-        where = f"epoch {state['epoch'] + 1}, step {state['step']}"
-        raise RuntimeError(f"weights are no longer numbers at {where}: lower --lr; {out} keeps what was saved before")
-    clock.saved()
-    return not failed
 
 
 if __name__ == "__main__":

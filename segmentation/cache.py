@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import BadInput
+from .labels import ANTIALIASED
 
 VERSION = 1  # part of every key: raise it when decoding changes
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow by itself refuses to open a file (it warns at half of that)
-ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 
 from . import scenes
 from .cache import (
-    ANTIALIASED,
     Unreadable,
     entry_of,
     histogram,
@@ -28,8 +27,8 @@ from .cache import (
     store,
 )
 from .errors import BadInput
-from .labels import IGNORED, drone_classes, label_table, numbered_classes, parse_label_map
-from .layouts import SPLITS, Layout, find_layout, find_pairs, split_names
+from .labels import ANTIALIASED, drone_classes, label_table, parse_label_map
+from .layouts import SPLITS, find_layout, find_pairs, name_classes, split_names
 
 __all__ = ["SegmentationDataset", "open_dataset", "parse_label_map"]
 
@@ -174,7 +173,8 @@ def _fill_from_folder(data: SegmentationDataset, stored: Names | None, skip_bad:
     bad |= _duplicates(splits, good)
     problems = unpaired + [sentence for name in pairs for sentence in bad.get(name, [])]
     good = {name: result for name, result in good.items() if name not in bad}
-    data.classes, data.palette, nonsense = _name_classes(layout, data.task, good)
+    counts = sum((np.array(pair.counts) for pair in good.values()), np.zeros(256, np.int64))
+    data.classes, data.palette, nonsense = name_classes(layout, data.task, counts)
     if nonsense:
         nonsense = f"{layout.folders[0][2].relative_to(root).as_posix()}/: {nonsense}"
         raise BadInput(_listing(f"{root}: labels that cannot be used", [nonsense, *problems]))
@@ -262,29 +262,6 @@ def _duplicates(splits: Names, good: dict[str, Pair]) -> dict[str, list[str]]:
                 if other_split != split:
                     problems[name] = [f"{name} ({split}): the same file as {other} ({other_split}); keep one of them"]
     return problems
-
-
-def _name_classes(layout: Layout, task: str, good: dict[str, Pair]) -> tuple[list[str], list[list[int]], str]:
-    """Names, palette, and "" or one sentence on why the labels of the set as a whole make no sense."""
-    counts = sum((np.array(pair.counts) for pair in good.values()), np.zeros(256, np.int64))
-    present, stored = np.flatnonzero(counts[:IGNORED]).tolist(), np.count_nonzero(counts)
-    highest = present[-1] if present else 0
-    nonsense = ""
-    if layout.labels is None and stored > 32 and np.sort(counts)[-2:].sum() > 0.9 * counts.sum():
-        nonsense = f"masks hold {stored} values, two of them in most pixels: {ANTIALIASED}"
-    elif counts[IGNORED] and present == [0]:
-        nonsense = "masks hold only 0 and 255, and 255 means ignored; where it is class 1 say --label-map 255=1"
-    elif layout.classes is not None and layout.palette is not None:
-        return layout.classes, layout.palette, ""
-    elif len(present) < 2 and good:
-        nonsense = f"masks hold only the labels {present}; a segmentation needs two classes"
-    elif task == "binary" and highest > 1:
-        above = "2" if highest == 2 else f"2-{highest}"
-        nonsense = f"--task binary needs labels 0 and 1, masks go up to {highest}: say --label-map {above}=1"
-    elif 2 * len(present) < highest + 1:
-        advice = ",".join(f"{value}={label}" for label, value in enumerate(present) if value != label)
-        nonsense = f"masks hold only {len(present)} of 0..{highest}: say --label-map {advice}, or write classes.csv"
-    return *numbered_classes(highest + 1), nonsense
 
 
 def _listing(title: str, problems: list[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from .errors import BadInput
 
 IGNORED = 255
+ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
 
 # The TU Graz ids 0..23 of drone originals and of the built-in scenes, in groups.
 DRONE = {"obstacles": [155, 38, 182], "water": [14, 135, 204], "nature": [124, 252, 0], "moving": [255, 20, 147]}

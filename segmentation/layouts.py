@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BadInput
-from .labels import CAMVID, IGNORED, drone_classes, read_classes
+from .labels import ANTIALIASED, CAMVID, IGNORED, drone_classes, numbered_classes, read_classes
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
@@ -187,3 +187,28 @@ def split_names(names: list[str], seed: int) -> dict[str, list[str]]:
     shuffled = [ordered[i] for i in np.random.default_rng(seed).permutation(rest)]
     train = rest * 4 // 5
     return {"train": sorted(shuffled[:train]), "val": sorted(shuffled[train:]), "test": ordered[rest:]}
+
+
+def name_classes(layout: Layout, task: str, counts: np.ndarray) -> tuple[list[str], list[list[int]], str]:
+    """Names, palette, and "" or one sentence on why the labels of the set as a whole make no sense.
+
+    counts: pixels of each label 0..255 in all masks.
+    """
+    present, stored = np.flatnonzero(counts[:IGNORED]).tolist(), np.count_nonzero(counts)
+    highest = present[-1] if present else 0
+    nonsense = ""
+    if layout.labels is None and stored > 32 and np.sort(counts)[-2:].sum() > 0.9 * counts.sum():
+        nonsense = f"masks hold {stored} values, two of them in most pixels: {ANTIALIASED}"
+    elif counts[IGNORED] and present == [0]:
+        nonsense = "masks hold only 0 and 255, and 255 means ignored; where it is class 1 say --label-map 255=1"
+    elif layout.classes is not None and layout.palette is not None:
+        return layout.classes, layout.palette, ""
+    elif len(present) < 2 and stored:
+        nonsense = f"masks hold only the labels {present}; a segmentation needs two classes"
+    elif task == "binary" and highest > 1:
+        above = "2" if highest == 2 else f"2-{highest}"
+        nonsense = f"--task binary needs labels 0 and 1, masks go up to {highest}: say --label-map {above}=1"
+    elif 2 * len(present) < highest + 1:
+        advice = ",".join(f"{value}={label}" for label, value in enumerate(present) if value != label)
+        nonsense = f"masks hold only {len(present)} of 0..{highest}: say --label-map {advice}, or write classes.csv"
+    return *numbered_classes(highest + 1), nonsense

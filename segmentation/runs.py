@@ -11,11 +11,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from .checkpoint import read_checkpoint, write_atomically
+from .checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from .curves import curves_svg
-from .distributed import rank, world_size
+from .distributed import all_reduce_sum, rank, world_size
 from .errors import BadInput
+from .parallel import whole_optimizer_state, whole_weights
+from .pipeline import Pipeline
+from .stopping import Clock
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s")
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into exit code 99
@@ -81,6 +85,51 @@ def write_history(out: Path, history: list[dict]) -> bool:
     contents = {"history.csv": text.getvalue(), "curves.svg": curves_svg({out.resolve().name: history})}
     written = [written_or_said(out / n, partial(write_atomically, out / n, s.encode())) for n, s in contents.items()]
     return all(written)
+
+
+def save_run(
+    out: Path,
+    parallel: nn.Module | Pipeline,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+    state: dict,
+    clock: Clock,
+    about: dict,
+    name: str,
+    scores: dict | None = None,
+) -> bool:
+    """Write a checkpoint; all ranks call it, the first writes. False if it cannot be written, which is said, no more.
+
+    RuntimeError instead of a checkpoint whose weights are not numbers.
+    """
+    failed, not_numbers = False, False
+    weights = whole_weights(parallel)
+    optimizer_state = whole_optimizer_state(parallel, optimizer) if name == "last.pt" else None
+    if rank() == 0:
+        not_numbers = any(bool(weight.isnan().any()) for weight in weights.values())
+        checkpoint = about | {
+            "model": weights,
+            "epoch": state["epoch"],
+            "scores": scores,
+            "history": state["history"],
+            "seconds": clock.now(),
+        }
+        if name == "last.pt":
+            resume = state | {"loss_sum": float(state["loss_sum"])}
+            checkpoint["resume"] = {
+                "optimizer": optimizer_state,
+                "scheduler": scheduler.state_dict(),
+                "state": resume,
+                "seconds": clock.now(),
+            }
+        if not not_numbers:
+            failed = not written_or_said(out / name, lambda: save_checkpoint(out / name, checkpoint))
+    failed, not_numbers = (bool(flag) for flag in all_reduce_sum(torch.tensor([int(failed), int(not_numbers)])))
+    if not_numbers:
+        where = f"epoch {state['epoch'] + 1}, step {state['step']}"
+        raise RuntimeError(f"weights are no longer numbers at {where}: lower --lr; {out} keeps what was saved before")
+    clock.saved()
+    return not failed
 
 
 def written_or_said(path: Path, write: Callable[[], None]) -> bool:

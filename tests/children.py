@@ -73,7 +73,7 @@ def child(
 def arm(kill: Kill) -> None:
     """Make the moment's function send the signal in its count-th call, before it does its work."""
     import train
-    from segmentation import checkpoint, losses, scoring
+    from segmentation import checkpoint, losses, runs, scoring
 
     owner, name = {
         "data": (train, "open_dataset"),
@@ -82,7 +82,7 @@ def arm(kill: Kill) -> None:
         "update": (torch.optim.Adam, "step"),
         "evaluation": (scoring, "score_image"),
         "epoch": (train, "finish_epoch"),
-        "save": (train, "save_checkpoint"),
+        "save": (runs, "save_checkpoint"),
         "half": (checkpoint, "open"),
         "flush": (os, "fsync"),
         "rename": (os, "replace"),

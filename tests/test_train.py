@@ -73,7 +73,7 @@ def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder
 
 
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
-    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 64, 64)
+    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
     flags += ("--epochs", 4, "--augment", 0, "--workers", 0)
     sizes = []
     original = SegFormer.forward
@@ -86,7 +86,7 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegFormer, "forward", noted)
         assert run_script("train", *flags, "--out", tmp_path / "noted") == 0
-    assert sizes == [(32, 32)] * 6 + [(64, 64)] * 2  # 2 steps an epoch; the fourth begins at 0.75
+    assert sizes == [(32, 32)] * 4 + [(64, 64)] * 3 + [(128, 128)]  # 8 steps: a quarter until 0.4, half until 0.8
     assert run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0  # one thread, as the next
     arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from segmentation import distributed, losses, parallel  # noqa: E402
+from segmentation import distributed, losses, parallel, pipeline  # noqa: E402
 from segmentation.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
 from segmentation.models import build_model  # noqa: E402
 from segmentation.recipes import criterion_for  # noqa: E402
@@ -160,7 +160,7 @@ def _train(
         image, mask, keys = (x[rows].to(place) for x in batch)
         began = began if step > 1 else time.perf_counter()  # the first steps plan and allocate
         optimizer.zero_grad()
-        if isinstance(spread, parallel.Pipeline):
+        if isinstance(spread, pipeline.Pipeline):
             loss = spread.forward_backward(image, mask, keys)
         else:
             logits = spread(image, keys)
@@ -169,7 +169,7 @@ def _train(
             loss.backward()
         if step == 0:
             own = {k: parallel.whole(p.grad).cpu() for k, p in bare.named_parameters() if p.grad is not None}
-            parts = distributed.gather([own]) if isinstance(spread, parallel.Pipeline) else [own]
+            parts = distributed.gather([own]) if isinstance(spread, pipeline.Pipeline) else [own]
             gradient = {name: value.clone() for part in parts for name, value in part.items()}
         optimizer.step()
         history.append(loss.item())
