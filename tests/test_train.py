@@ -72,6 +72,18 @@ def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder
     assert not torch.equal(start["classify.weight"], trained["classify.weight"])
 
 
+@pytest.mark.parametrize("flag", ["--amp", pytest.param("--compile", marks=pytest.mark.slow)])
+def test_a_faster_step_trains_alike(tmp_path: Path, tiny_folder: Path, flag: str):
+    flags = ("--data", tiny_folder, *FLAGS, "--epochs", 1)
+    for out, extra in (("plain", ()), ("faster", (flag,))):
+        assert run_script("train", *flags, *extra, "--out", tmp_path / out) == 0
+    plain, faster = (read_checkpoint(tmp_path / out / "last.pt") for out in ("plain", "faster"))
+    losses = [run["history"][0]["train_loss"] for run in (plain, faster)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02 if flag == "--amp" else 1e-3)
+    assert plain["model"].keys() == faster["model"].keys()
+    assert {value.dtype for value in faster["model"].values()} == {torch.float32, torch.int64}
+
+
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
     flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
     flags += ("--epochs", 4, "--augment", 0, "--workers", 0)

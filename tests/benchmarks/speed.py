@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from segmentation import ConfusionMatrix, MixTransformer, ResNet18UNet, SegFormer, TverskyLoss  # noqa: E402
+from segmentation.allocator import keep_freed_memory  # noqa: E402
 from segmentation.ends import Normalise  # noqa: E402
 
 PAIRS, BATCH, CLASSES = 7, 4, 19
@@ -88,6 +89,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(0)
+    keep_freed_memory()  # for both sides, or the time of a step hangs on what ran before it
     products = matrix_product_rates()
     peak = max(products)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
