@@ -42,7 +42,7 @@ class MLPDecoder(nn.Module):
             assert isinstance(project, Linear)
             x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
             x = x.permute(0, 3, 1, 2)
-            total = x if total is None else total.add_(F.interpolate(x, size=size, mode="bilinear"))
+            total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
         x = self.dropout(F.relu(self.norm(total), inplace=True), keys)
         return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
