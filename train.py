@@ -80,7 +80,7 @@ def main() -> None:
     frozen = frozen_parts(model, args)
     for part in frozen:
         part.requires_grad_(False)
-    criterion = criterion_for(args.recipe, args.alpha, args.beta)
+    criterion = criterion_for(args.recipe, args.alpha, args.beta, data.pixel_counts["train"])
     parallel = spread(model, args.parallel, device, criterion, args.amp)
     if args.compile:
         parallel.compile()

@@ -83,16 +83,25 @@ class TverskyLoss(nn.Module):
 
 
 class TverskyCrossEntropy(TverskyLoss):
-    """Tversky loss plus cross entropy, the mean over all labelled pixels of the global batch; exact over ranks too.
+    """Tversky loss plus cross entropy, a mean over all labelled pixels of the global batch; exact over ranks too.
 
     Cross entropy has a gradient wherever a pixel is wrong, the Tversky loss weighs classes as the metric does.
+    class_weights: K numbers, of a pixel by its true class, in cross entropy's mean; None weighs all pixels alike.
     """
+
+    def __init__(
+        self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255, class_weights: Tensor | None = None
+    ):
+        super().__init__(alpha, beta, ignore_index)
+        self.class_weights = class_weights
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         tversky = super().forward(logits, target)
         logits = logits.to(tversky.dtype)
-        total = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="sum")
-        count = (target != self.ignore_index).sum().to(total.dtype)
+        weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights.to(logits)
+        total = F.cross_entropy(logits, target, weights, ignore_index=self.ignore_index, reduction="sum")
+        valid = target != self.ignore_index
+        count = (weights[torch.where(valid, target, 0)] * valid).sum()
         total, count = all_reduce_sum(torch.stack((total, count)))
-        return tversky + total / count.clamp(min=1)
+        return tversky + total / torch.where(count > 0, count, 1)

@@ -1,9 +1,9 @@
 """What the two recipes of training differ in: loss, optimizer, learning rate, and the size of the samples.
 
 deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
-fast: Tversky loss and cross entropy, AdamW, a learning rate that warms up and then falls all the way, and samples that
-grow from a quarter of height and width to half to all of it, as a coarse step costs a fraction of a fine one. (What the
-samples show is in `samples.DRAWS`.)
+fast: Tversky loss and cross entropy that weighs rare classes more, AdamW, a learning rate that warms up and then falls
+all the way, and samples that grow from a quarter of height and width to half to all of it, as a coarse step costs a
+fraction of a fine one. (What the samples show is in `samples.DRAWS`.)
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,16 @@ WARM_UP = 0.02  # fast: it rises from 0 over this share of the training
 POWER = 0.9  # ... and falls as this power of what is left
 COARSE = ((0.4, 4), (0.8, 2))  # fast: until this share of the training, height and width are divided by so much
 WEIGHT_DECAY = 0.01  # fast
+BALANCE = 0.5  # fast: cross entropy weighs a class by (the median class's pixels / its own) to this power, at most 10
 
 
-def criterion_for(recipe: str, alpha: float, beta: float) -> nn.Module:
-    return TverskyCrossEntropy(alpha, beta) if recipe == "fast" else TverskyLoss(alpha, beta)
+def criterion_for(recipe: str, alpha: float, beta: float, pixels: list[int]) -> nn.Module:
+    """pixels: how many each class has in the training masks."""
+    if recipe != "fast":
+        return TverskyLoss(alpha, beta)
+    counts = torch.tensor(pixels, dtype=torch.float32)
+    median = counts[counts > 0].median()
+    return TverskyCrossEntropy(alpha, beta, class_weights=(median / counts).pow(BALANCE).clamp(max=10))
 
 
 def optimizer_for(

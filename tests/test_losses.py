@@ -6,6 +6,7 @@ import torch
 
 from segmentation import TverskyLoss
 from segmentation.losses import TverskyCrossEntropy, TverskySums, tversky_loss
+from segmentation.recipes import criterion_for
 
 
 def logits_of(probability: list[list[float]]) -> torch.Tensor:
@@ -143,14 +144,20 @@ def test_channels_last_logits_give_the_same():
     torch.testing.assert_close(*gradients)
 
 
-def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels():
+@pytest.mark.parametrize("weights", [None, (0.5, 3.0, 1.0, 0.1, 2.0)])
+def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels(weights):
     logits, target = random_case()
-    expected = TverskyLoss(0.4, 0.6)(logits, target) + torch.nn.functional.cross_entropy(
-        logits, target, ignore_index=255
-    )
+    weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype)
+    entropy = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=255)  # a weighted mean
+    expected = TverskyLoss(0.4, 0.6)(logits, target) + entropy
     logits.requires_grad_()
-    loss = TverskyCrossEntropy(0.4, 0.6)(logits, target)
+    loss = TverskyCrossEntropy(0.4, 0.6, class_weights=weights)(logits, target)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
     loss = TverskyCrossEntropy()(logits, torch.full_like(target, 255))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_the_fast_recipe_weighs_rare_classes_by_the_root_of_their_pixels():
+    weights = criterion_for("fast", 0.3, 0.7, [1600, 400, 100, 0, 1]).class_weights
+    assert weights.tolist() == [0.25, 0.5, 1.0, 10.0, 10.0]  # of five the fourth is absent, and 10 is the most
