@@ -111,10 +111,11 @@ def transform_pair(
     window, grid = _window_and_grid(size, matrix, crop)
     block = torch.from_numpy(np.array(image[window])).permute(2, 0, 1).float()[None]
     fold = 2 ** max(0, int(np.log2(np.abs(matrix[:, :2]).sum(1).max() + 1e-6)))
+    folded = grid
     if fold > 1:  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
         block, sides = F.avg_pool2d(block, fold, ceil_mode=True), torch.tensor(block.shape[:1:-1])
-        grid = (grid + 1) * (sides / (fold * torch.tensor(block.shape[:1:-1]))) - 1
-    view = F.grid_sample(block, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+        folded = (grid + 1) * (sides / (fold * torch.tensor(block.shape[:1:-1]))) - 1
+    view = F.grid_sample(block, folded, mode="bilinear", padding_mode="border", align_corners=False)[0]
     if draw.changes_light:
         view = change_light(draw, view)
     if mask.shape != size:

@@ -8,7 +8,15 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as V
 
-from segmentation.transforms import Draw, draw_augmentation, draw_crop, draw_fast, transform_pair
+from segmentation.transforms import (
+    Draw,
+    draw_augmentation,
+    draw_crop,
+    draw_fast,
+    transform_pair,
+    view_size,
+    window_corner,
+)
 
 
 def random_pair(height, width, seed=0):
@@ -223,3 +231,18 @@ def test_fast_draws_keep_image_and_mask_together():
         agree = (view[0][inside].float() / 20).round() == labels[inside]
         assert agree.float().mean() > 0.7  # all but the blurred borders of the boxes
     assert -0.4 <= min(sizes) < -0.38 and 0.38 < max(sizes) <= 0.4 and abs(np.mean(sizes)) < 0.04
+
+
+@pytest.mark.parametrize("crop", [(17, 26), (9, 11)])
+def test_labels_of_a_small_view_are_those_at_its_pixels_centres(crop):
+    """Sides and scale are odd, so that windows are, and no centre lies between two pixels of the mask."""
+    image, mask = random_pair(89, 131)
+    for seed in range(20):
+        draw = Draw(position=tuple(np.random.default_rng(seed).random(2)), scale=0.2)
+        _, labels = transform_pair(image, mask, draw, crop)
+        size, corner = view_size(draw, mask.shape), window_corner(draw, view_size(draw, mask.shape), crop)
+        rows, columns = (
+            (2 * (first + np.arange(length)) + 1) * side // (2 * small)
+            for first, length, side, small in zip(corner, crop, mask.shape, size, strict=True)
+        )
+        assert np.array_equal(labels, mask[rows][:, columns])
