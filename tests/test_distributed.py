@@ -21,6 +21,7 @@ from segmentation import distributed
 from segmentation.checkpoint import load_checkpoint, read_checkpoint
 from segmentation.distributed import SyncBatchNorm2d
 from segmentation.losses import TverskyLoss
+from segmentation.metrics import ConfusionMatrix
 from segmentation.scoring import score_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,6 +187,14 @@ def check_sums() -> None:
     assert distributed.gather([rank] * rank) == [1, 2, 2]
 
 
+def check_confusion() -> None:
+    """One pixel of class 0 on each rank, which rank k calls k: reduced, every rank holds all three."""
+    matrix = ConfusionMatrix(3)
+    matrix.update(torch.tensor([[[distributed.rank()]]]), torch.tensor([[[0]]]))
+    matrix.reduce()
+    assert matrix.matrix.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
 def check_ignored_everywhere() -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = TverskyLoss()(logits, torch.full((2, 4, 4), 255))
@@ -331,6 +340,7 @@ if __name__ == "__main__":
     else:
         distributed.setup("cpu", timeout_minutes=1)
         check_sums()
+        check_confusion()
         check_batchnorm()
         check_ignored_everywhere()
         check_scores()

@@ -1,5 +1,7 @@
 """The Tversky loss against hand numbers, an independent implementation and its own definition."""
 
+import math
+
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -28,10 +30,10 @@ def test_hand_numbers_tell_alpha_from_beta():
     target = torch.tensor([[[0, 1]]])
     # class 0: TP 0.8, FP 0.4, FN 0.2; class 1: TP 0.6, FP 0.2, FN 0.4
     for alpha, beta in ((0.3, 0.7), (0.7, 0.3), (1.0, 0.0), (0.0, 1.0)):
-        index0 = 0.8 / (0.8 + alpha * 0.4 + beta * 0.2)
-        index1 = 0.6 / (0.6 + alpha * 0.2 + beta * 0.4)
+        index0 = (0.8 + 1e-7) / (0.8 + alpha * 0.4 + beta * 0.2 + 1e-7)
+        index1 = (0.6 + 1e-7) / (0.6 + alpha * 0.2 + beta * 0.4 + 1e-7)
         loss = TverskyLoss(alpha, beta)(logits, target)
-        assert loss.item() == pytest.approx(1 - (index0 + index1) / 2, abs=1e-6)
+        assert loss.item() == pytest.approx(1 - (index0 + index1) / 2, abs=1e-12)
 
 
 def test_alpha_punishes_false_positives_and_beta_false_negatives():
@@ -89,6 +91,16 @@ def test_ignored_pixels_do_not_matter():
     assert logits.grad[0, :, 4:].abs().min() > 0
 
 
+@pytest.mark.parametrize("criterion", [TverskyLoss, TverskyCrossEntropy])
+@pytest.mark.parametrize("ignored", [4, -1])
+def test_any_number_can_be_the_ignored_one(criterion: type[TverskyLoss], ignored: int):
+    logits, target = random_case()
+    target[target == 4] = 255
+    other = torch.where(target == 255, ignored, target)
+    expected, found = criterion()(logits, target), criterion(ignore_index=ignored)(logits, other)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
 def test_absent_class_leaves_the_mean():
     logits, target = random_case()
     target[target == 4] = 255
@@ -126,6 +138,10 @@ def test_half_precision_logits_of_a_large_image_stay_finite():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0, abs=1e-6)
         assert logits.grad.isfinite().all()
+        # Nothing known: TP = FP = FN in both classes, so 1 - TI is 1/2, and each pixel's cross entropy is log 2.
+        loss = TverskyCrossEntropy()(torch.zeros_like(logits), target)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(0.5 + math.log(2), abs=1e-5)
 
 
 def test_batch_is_one_region_not_a_mean_of_images():
@@ -156,6 +172,13 @@ def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels(weights):
     loss = TverskyCrossEntropy()(logits, torch.full_like(target, 255))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_weights_of_one_class_alone_cancel_however_small():
+    logits, target = logits_of([[0.8, 0.2]]), torch.tensor([[[0]]])
+    loss = TverskyCrossEntropy(class_weights=torch.tensor([0.1, 1.0]))(logits, target)
+    entropy = loss - TverskyLoss()(logits, target)
+    assert entropy.item() == pytest.approx(-math.log(0.8), abs=1e-12)
 
 
 def test_the_fast_recipe_weighs_rare_classes_by_the_root_of_their_pixels():

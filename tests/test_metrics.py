@@ -99,21 +99,30 @@ def test_shapes_must_agree():
 
 def test_counts_above_what_float32_can_hold_stay_exact():
     matrix = ConfusionMatrix(2)
-    matrix.matrix = torch.tensor([[2**40, 0], [0, 2**40 + 1]])
+    matrix.matrix = torch.tensor([[2**40, 1], [0, 2**40]])
     matrix.update(torch.tensor([[[0]]]), torch.tensor([[[0]]]))
     assert matrix.matrix[0, 0].item() == 2**40 + 1
+    scores = matrix.scores()
+    assert scores["iou"]["1"] == 2**40 / (2**40 + 1) < 1
+    assert scores["pixel_accuracy"] == (2**41 + 1) / (2**41 + 2) < 1
+
+
+def test_no_pixel_at_all_counts_nothing():
+    empty = torch.zeros(2, 0, 3, dtype=torch.int64)
+    assert confusion_matrix(empty, empty, 2).tolist() == [[0, 0], [0, 0]]
 
 
 def test_per_image_scores_are_the_decks():
-    # image 1: class 0 IoU 1/2, class 1 IoU 2/3, class 2 absent; image 2: class 0 IoU 1, the others absent
+    # image 1: IoU 1/3 and accuracy 1/2 of class 0, 1/2 and 2/3 of class 1, class 2 absent
+    # image 2: 1 and 1 of class 0, the others absent
     matrices = torch.stack(
         [
-            confusion_matrix(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1]), 3),
+            confusion_matrix(torch.tensor([0, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 1, 1]), 3),
             confusion_matrix(torch.tensor([0, 0]), torch.tensor([0, 0]), 3),
         ]
     )
     scores = image_scores(matrices)
-    assert scores["image_miou"] == pytest.approx(((1 / 2 + 1) / 2 + 2 / 3) / 2)
-    assert scores["image_mpa"] == pytest.approx(((1 / 2 + 1) / 2 + 1) / 2)
-    assert [image["miou"] for image in scores["images"]] == pytest.approx([(1 / 2 + 2 / 3) / 2, 1.0])
-    assert [image["mpa"] for image in scores["images"]] == pytest.approx([(1 / 2 + 1) / 2, 1.0])
+    assert scores["image_miou"] == pytest.approx(((1 / 3 + 1) / 2 + 1 / 2) / 2)
+    assert scores["image_mpa"] == pytest.approx(((1 / 2 + 1) / 2 + 2 / 3) / 2)
+    assert [image["miou"] for image in scores["images"]] == pytest.approx([(1 / 3 + 1 / 2) / 2, 1.0])
+    assert [image["mpa"] for image in scores["images"]] == pytest.approx([(1 / 2 + 2 / 3) / 2, 1.0])

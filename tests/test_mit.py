@@ -7,7 +7,15 @@ from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
 from segmentation.ends import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from segmentation.mix_transformer import VARIANTS, EfficientSelfAttention, KeyedDropout, MixTransformer, keyed_uniform
+from segmentation.mix_transformer import (
+    VARIANTS,
+    Block,
+    EfficientSelfAttention,
+    KeyedDropout,
+    MixTransformer,
+    attend,
+    keyed_uniform,
+)
 from segmentation.segformer import ConvDecoder, MLPDecoder, SegFormer
 
 DECODERS = ("conv", "mlp")
@@ -60,6 +68,21 @@ def test_other_channel_counts():
     assert SegFormer(3, in_channels=5).eval()(torch.rand(1, 5, 32, 40)).shape == (1, 3, 32, 40)
 
 
+def test_random_weights_start_with_their_spread_and_no_bias():
+    torch.manual_seed(0)
+    first = MixTransformer("b0").stages[0]
+    block = first.blocks[0]
+    for layer, std in (
+        (block.attention.query, 0.02),
+        (block.ffn.contract, 0.02),
+        (first.merging.merge, (2 / (7 * 7 * 32)) ** 0.5),  # 7 x 7 x 32 weights lead from an input to the outputs
+        (block.ffn.mix, (2 / (3 * 3)) ** 0.5),  # depthwise: 3 x 3
+    ):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.1)  # of 1024 weights at least: 4 deviations
+        assert abs(layer.weight.mean().item()) < 0.15 * std
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_parameter_gets_a_gradient(decoder):
     torch.manual_seed(0)
@@ -96,6 +119,13 @@ def test_attention_is_the_softmax_of_equation_1(reduction):
         heads.append(scores.softmax(-1) @ value[..., d])
     expected = attention.project(torch.cat(heads, dim=-1)).view(2, 4, 6, 12)
     torch.testing.assert_close(attention(x), expected)
+
+
+def test_attention_on_a_cpu_is_in_single_precision_under_autocast():
+    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    expected = attend(query, key, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attend(query, key, value), expected)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (4, 7)])
@@ -179,6 +209,8 @@ def test_keyed_numbers_are_uniform_and_each_images_own():
     assert correlation.abs().max() < 0.2  # 128 rows of 1000: six standard deviations
     neighbours = torch.stack((numbers.flatten(1)[:, :-1].flatten(), numbers.flatten(1)[:, 1:].flatten()))
     assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.02
+    next_key = torch.stack((numbers.flatten(1)[:-1, 1:].flatten(), numbers.flatten(1)[1:, :-1].flatten()))
+    assert abs(torch.corrcoef(next_key)[0, 1]) < 0.02  # not the last key's numbers, one place on
 
 
 def test_keyed_dropout_keeps_the_mean_and_is_off_in_eval_mode():
@@ -207,6 +239,12 @@ def test_stochastic_depth_decides_per_image():
     assert (y == y[:, :1]).all()
     assert abs((y[:, 0] == 0).float().mean() - 0.25) < 0.03
     assert abs(y.mean() - 1) < 0.04
+
+
+def test_a_block_leaves_each_branch_out_for_whole_images():
+    block, x = Block(8, heads=1, reduction=1, norm_eps=1e-6, drop_path=0.5, salt=0), torch.randn(400, 2, 3, 8)
+    untouched = (block(x, torch.arange(400)) == x).flatten(1).all(1)
+    assert abs(untouched.float().mean() - 0.25) < 0.09  # both branches, by a draw each: four standard deviations
 
 
 def test_stochastic_depth_grows_linearly_to_its_rate():

@@ -1,6 +1,6 @@
 """One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -108,6 +108,14 @@ def test_a_small_image_lies_whole_inside_the_crop():
         ).all()
 
 
+@pytest.mark.parametrize("draw", [Draw(), Draw(degrees=360.0)])  # copied, and sampled
+def test_a_small_image_in_the_middle_by_hand(draw):
+    # A crop of 8 x 9 has four rows and four columns more, so five places each: the middle one leaves two a side.
+    image, mask = random_pair(4, 5)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), "edge"), np.pad(mask, 2, constant_values=255)
+    assert same(transform_pair(image, mask, draw, (8, 9)), *padded)
+
+
 def test_image_and_mask_agree_under_every_draw():
     generator = np.random.default_rng(1)
     mask = generator.integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)[:93, :139]
@@ -164,6 +172,42 @@ def test_draws_cover_their_ranges():
     assert {draw.part for draw in draws} == {0.7}
 
 
+def test_fast_draws_cover_their_ranges():
+    draws = [draw_fast(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
+    assert (light >= 0.7).all() and (light.min(0) < 0.71).all() and (light.max(0) > 1.29).all() and (light <= 1.3).all()
+    assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
+    assert abs(np.mean([np.log2(draw.scale) for draw in draws])) < 0.02  # as often 1 / s as s
+
+
+@pytest.mark.parametrize("draw, numbers", [(draw_crop, 2), (draw_augmentation, 5), (draw_fast, 7)])
+def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
+    drawn = [astuple(draw(np.random.default_rng([0, 0, index]))) for index in range(2000)]
+    table = np.array([np.hstack(row) for row in drawn]).T  # a row for each number, and one for each axis of position
+    table = table[np.ptp(table, axis=1) > 0]
+    assert len(table) == numbers
+    assert np.abs(np.corrcoef(table) - np.eye(numbers)).max() < 0.1  # four standard deviations
+    positions = np.array([draw(np.random.default_rng([0, 0, index])).position for index in range(2000)])
+    assert (positions >= 0).all() and (positions.min(0) < 0.01).all()
+    assert (positions < 1).all() and (positions.max(0) > 0.99).all()
+
+
+@pytest.mark.parametrize("draw", [draw_augmentation, draw_fast])
+def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
+    image, mask = random_pair(61, 91)  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
+    for seed in range(100):
+        drawn = replace(draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0)
+        view, labels = transform_pair(image, mask, drawn)
+        # A crop of h has H - h + 1 places.
+        top, left = (
+            int(p * (side - crop + 1)) for p, side, crop in zip(drawn.position, labels.shape, (20, 30), strict=True)
+        )
+        part, part_labels = transform_pair(image, mask, drawn, (20, 30))
+        window = slice(top, top + 20), slice(left, left + 30)
+        assert ((part.int() - view[:, window[0], window[1]].int()).abs() <= 1).all()
+        assert (part_labels == labels[window]).float().mean() > 0.99
+
+
 class Frame:
     """A frame too large to decode per sample, that counts what is read of it."""
 
@@ -191,9 +235,18 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
     corners = [torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)]  # all four are equally near
     assert torch.stack([labels == corner for corner in corners]).any(0).all()
+    quarter, _ = transform_pair(image, mask, Draw(scale=0.25))  # sixteen, of which interpolation alone sees four
+    means = image.reshape(9, 4, 13, 4, 3).mean((1, 3))
+    assert np.abs(quarter.permute(1, 2, 0).numpy() - means).max() <= 0.5
     ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
     twice, _ = transform_pair(ramp, random_pair(8, 8)[1], Draw(scale=2.0))
     assert twice.shape == (3, 16, 16) and twice[0, 3, 1:-1].tolist() == [2 + 4 * k for k in range(14)]
+
+
+def test_a_views_sides_are_rounded_to_the_nearest_and_never_to_nothing():
+    image, mask = random_pair(13, 11)
+    assert transform_pair(image, mask, Draw(scale=0.75))[1].shape == (10, 8)  # 9.75 x 8.25
+    assert transform_pair(image, mask, Draw(scale=0.01))[1].shape == (1, 1)
 
 
 def test_a_small_view_of_an_odd_source_does_not_shift():
@@ -214,6 +267,9 @@ def test_light_by_hand_numbers():
     ):
         view, labels = transform_pair(image, mask, draw)
         assert view[:, 0].T.tolist() == expected and torch.equal(labels, torch.from_numpy(mask))
+    # Greys 250 and 10, mean 130: 130 +- 1.3 x 120 is 286 and -26, beyond what a byte can hold.
+    view, _ = transform_pair(np.array([[[250] * 3, [10] * 3]], np.uint8), mask, Draw(contrast=1.3))
+    assert view[:, 0].T.tolist() == [[255] * 3, [0] * 3]
 
 
 def test_fast_draws_keep_image_and_mask_together():
