@@ -12,7 +12,7 @@ from .distributed import all_reduce_sum
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """prediction, target: int64 (or uint8) of one shape, any -> int64 K x K, counts of (target, prediction) pairs.
+    """prediction, target: int64 of one shape, any -> int64 K x K, counts of (target, prediction) pairs.
 
     ValueError for a label that is neither a class nor ignored.
     """
