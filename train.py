@@ -83,7 +83,7 @@ def main() -> None:
     criterion = criterion_for(args.recipe, args.alpha, args.beta, data.pixel_counts["train"])
     parallel = spread(model, args.parallel, device, criterion, args.amp)
     if args.compile:
-        parallel.compile()
+        parallel.compile(dynamic=False)  # sizes are few, and torch's compiler fails on a map whose sides are unknown
 
     # Recipe
     trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]

@@ -159,9 +159,10 @@ class Pipeline:
         """This rank's, in the model's order."""
         return (parameter for parameter in self.model.parameters() if not parameter.is_meta)
 
-    def compile(self) -> None:
+    def compile(self, **options: Any) -> None:
+        """As nn.Module's."""
         for layer in self.part.layers:
-            layer.compile()
+            layer.compile(**options)
 
     def forward_backward(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The global batch, given on every rank -> its loss, on every rank. Adds to this rank's gradients."""
