@@ -79,7 +79,8 @@ def test_a_faster_step_trains_alike(tmp_path: Path, tiny_folder: Path, flag: str
         assert run_script("train", *flags, *extra, "--out", tmp_path / out) == 0
     plain, faster = (read_checkpoint(tmp_path / out / "last.pt") for out in ("plain", "faster"))
     losses = [run["history"][0]["train_loss"] for run in (plain, faster)]
-    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02 if flag == "--amp" else 1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02 if flag == "--amp" else 1e-3)
+    assert flag != "--amp" or losses[0] != losses[1]
     assert plain["model"].keys() == faster["model"].keys()
     assert {value.dtype for value in faster["model"].values()} == {torch.float32, torch.int64}
 
