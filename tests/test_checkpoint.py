@@ -144,6 +144,7 @@ def write_forever(folder: Path, start: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_killed_in_a_loop_of_saves_the_newest_always_loads(tmp_path: Path):
     """Each number is in a file whole or not at all, none is lost once it is there."""
     draw, last = random.Random(0), tmp_path / "last.pt"

@@ -123,7 +123,7 @@ def test_matrices_of_candidates_are_those_of_each_average(count):
         assert torch.equal(found[k, c], confusion_matrix(average.argmax(0), label, 4))
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_the_average_is_never_worse_than_a_member_where_it_was_fitted(count, per_class):
     data, members = noisy_data(4, 5), [Random(seed, 5) for seed in range(count)]
@@ -201,7 +201,7 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("per_class", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_images(monkeypatch, per_class):
     monkeypatch.setattr(mixing, "PASSES", 1)
     data, members, most = noisy_data(24, 5), [Random(seed, 5) for seed in range(2)], []

@@ -54,6 +54,7 @@ def rows(out: Path) -> list[dict]:
         return [{k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
     """One run, killed twenty times in a row, each time somewhere else and by one of four signals."""
     draw = random.Random(4)
