@@ -204,6 +204,7 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_checkpoint(tiny_folder: Path, small_disk: Path, tmp_path: Path):
     """There is room for the first epoch's files, not for the second's beside them; then there is room again."""
     out, said = small_disk / "run", tmp_path / "said"

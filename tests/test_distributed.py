@@ -158,6 +158,7 @@ def test_pipeline_holds_its_part_of_the_weights(other_ways, one_process):
     assert min(held) > 0
 
 
+@pytest.mark.slow
 def test_arithmetic_over_three_ranks():
     code, output = ends(torchrun(3, "arithmetic"))
     assert code == 0, output
@@ -281,6 +282,7 @@ def train_flags(tmp_path) -> list[str]:
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_all_with_its_message(train_flags, tmp_path):
     began = time.monotonic()
     code, output = ends(torchrun(2, "failing_train", *train_flags, FAILURE="raise", XDG_CACHE_HOME=str(tmp_path)))

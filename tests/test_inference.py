@@ -311,6 +311,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's process table")
+@pytest.mark.slow
 def test_memory_after_many_images_is_flat():
     model, image = convolution(3), picture(256, 256)
     for number in range(200):

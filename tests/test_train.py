@@ -85,6 +85,7 @@ def test_a_faster_step_trains_alike(tmp_path: Path, tiny_folder: Path, flag: str
     assert {value.dtype for value in faster["model"].values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
     flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
     flags += ("--epochs", 4, "--augment", 0, "--workers", 0)
