@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import run_script
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
 from segmentation.checkpoint import read_checkpoint
+from segmentation.flags import training_arguments
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
 
@@ -85,10 +87,25 @@ def test_a_faster_step_trains_alike(tmp_path: Path, tiny_folder: Path, flag: str
     assert {value.dtype for value in faster["model"].values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--data DIR", (32, 1e-3, 600)),
+        ("--data DIR --recipe fast", (16, 2e-3, 3000)),
+        ("--data DIR --recipe fast --model unet", (8, 4e-3, 3000)),
+        ("--recipe fast --model unet --lr 0.1 --augment 0", (8, 0.1, 0)),
+    ],
+)
+def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
+    args = training_arguments("")
+    assert (args.batch_size, args.lr, args.augment) == expected
+
+
 @pytest.mark.slow
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
     flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
-    flags += ("--epochs", 4, "--augment", 0, "--workers", 0)
+    flags += ("--epochs", 4, "--augment", 0, "--batch-size", 8, "--workers", 0)
     sizes = []
     original = SegFormer.forward
 
