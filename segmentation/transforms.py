@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 IGNORED = 255
 
@@ -109,21 +110,23 @@ def transform_pair(
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)
     matrix = source_map(draw, size, crop)
     window, grid = _window_and_grid(size, matrix, crop)
-    block = torch.from_numpy(np.array(image[window])).permute(2, 0, 1).float()[None]
+    block = np.array(image[window])
     fold = 2 ** max(0, int(np.log2(np.abs(matrix[:, :2]).sum(1).max() + 1e-6)))
     folded = grid
     if fold > 1:  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
-        block, sides = F.avg_pool2d(block, fold, ceil_mode=True), torch.tensor(block.shape[:1:-1])
-        folded = (grid + 1) * (sides / (fold * torch.tensor(block.shape[:1:-1]))) - 1
-    view = F.grid_sample(block, folded, mode="bilinear", padding_mode="border", align_corners=False)[0]
+        sides = torch.tensor(block.shape[1::-1])
+        block = np.array(Image.fromarray(block).reduce(fold))  # in a quarter of the time of avg_pool2d
+        folded = (grid + 1) * (sides / (fold * torch.tensor(block.shape[1::-1]))) - 1
+    source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
+    view = F.grid_sample(source, folded, mode="bilinear", padding_mode="border", align_corners=False)[0]
     if draw.changes_light:
         view = change_light(draw, view)
     if mask.shape != size:
         matrix = matrix * np.array([[mask.shape[1] / size[1]], [mask.shape[0] / size[0]]])
         window, grid = _window_and_grid(mask.shape, matrix, crop)
     # The only outside value grid_sample knows is 0: sampled as 255 - label, it comes back as 255.
-    block = (IGNORED - torch.from_numpy(np.array(mask[window]))).float()[None, None]
-    unlabelled = F.grid_sample(block, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
+    inverted = (IGNORED - torch.from_numpy(np.array(mask[window]))).float()[None, None]
+    unlabelled = F.grid_sample(inverted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
     return view.add_(0.5).to(torch.uint8), (IGNORED - unlabelled).to(torch.uint8)
 
 
