@@ -58,7 +58,7 @@ def training_arguments(description: str) -> argparse.Namespace:
     data.add_argument("--workers", type=natural, default=1, metavar="N", help="processes that prepare samples")
 
     recipe = parser.add_argument_group("recipe")
-    how = "deck: Adam, Tversky loss; fast: AdamW, warm-up and decay, Tversky + cross entropy, half size at first"
+    how = "deck: Adam, Tversky loss; fast: AdamW, warm-up and decay, Tversky + cross entropy, small samples at first"
     recipe.add_argument("--recipe", choices=["deck", "fast"], default="deck", help=how)
     recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help=" ")
     recipe.add_argument("--batch-size", type=positive, default=32, metavar="N", help="of all ranks together")
