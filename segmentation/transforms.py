@@ -115,7 +115,7 @@ def transform_pair(
     folded = grid
     if fold > 1:  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
         sides = torch.tensor(block.shape[1::-1])
-        block = np.array(Image.fromarray(block).reduce(fold))  # in a quarter of the time of avg_pool2d
+        block = np.array(Image.fromarray(block).reduce(fold))  # avg_pool2d takes two to four times as long
         folded = (grid + 1) * (sides / (fold * torch.tensor(block.shape[1::-1]))) - 1
     source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
     view = F.grid_sample(source, folded, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -23,7 +23,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from segmentation import SegFormer  # noqa: E402
-from segmentation.allocator import keep_freed_memory  # noqa: E402
-from segmentation.datasets import SegmentationDataset, open_dataset  # noqa: E402
-from segmentation.recipes import criterion_for, optimizer_for  # noqa: E402
-from segmentation.samples import EpochOrder, TrainingSamples, make_loader  # noqa: E402
+from segmentation import SegFormer
+from segmentation.allocator import keep_freed_memory
+from segmentation.datasets import SegmentationDataset, open_dataset
+from segmentation.recipes import criterion_for, optimizer_for
+from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version
 try:

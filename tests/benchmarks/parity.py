@@ -25,15 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from segmentation import distributed, losses, parallel, pipeline  # noqa: E402
-from segmentation.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
-from segmentation.models import build_model  # noqa: E402
-from segmentation.recipes import criterion_for  # noqa: E402
-from segmentation.samples import EpochOrder  # noqa: E402
-from segmentation.scoring import score_split  # noqa: E402
+from segmentation import distributed, losses, parallel, pipeline
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.models import build_model
+from segmentation.recipes import criterion_for
+from segmentation.samples import EpochOrder
+from segmentation.scoring import score_split
 
 WAYS = ("ddp", "fsdp", "pipeline")
 TENSORS = ("gradient", "weights", "moments")  # of what `run` gives

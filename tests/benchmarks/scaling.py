@@ -22,13 +22,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from segmentation import distributed, parallel  # noqa: E402
-from segmentation.allocator import keep_freed_memory  # noqa: E402
-from segmentation.losses import TverskyLoss  # noqa: E402
-from segmentation.models import build_model  # noqa: E402
+from segmentation import distributed, parallel
+from segmentation.allocator import keep_freed_memory
+from segmentation.losses import TverskyLoss
+from segmentation.models import build_model
 
 
 def measure(model: str, size: int, batch: int, steps: int) -> dict:

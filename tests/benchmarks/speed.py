@@ -19,11 +19,9 @@ product as a 1x1 convolution.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
@@ -36,12 +34,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from segmentation import ConfusionMatrix, MixTransformer, ResNet18UNet, SegFormer, TverskyLoss  # noqa: E402
-from segmentation.allocator import keep_freed_memory  # noqa: E402
-from segmentation.ends import Normalise  # noqa: E402
+from segmentation import ConfusionMatrix, MixTransformer, ResNet18UNet, SegFormer, TverskyLoss
+from segmentation.allocator import keep_freed_memory
+from segmentation.ends import Normalise
 
 PAIRS, BATCH, CLASSES = 7, 4, 19
 LABELS = (8, 11, 360, 480)  # N, K, H, W of the rows about loss and metric: CamVid
