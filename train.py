@@ -115,7 +115,8 @@ def main() -> None:
 
     def shrink_at(step: int) -> int:
         """All ranks ask when they order a step's samples, after the same step, so their clocks agree."""
-        return shrink(args.recipe, max(clock.spent(), (state["epoch"] + step / steps) / args.epochs))
+        progress = max(clock.spent(), (state["epoch"] + step / steps) / args.epochs)
+        return shrink(args.recipe, progress, args.coarse)
 
     written = True
     try:

@@ -65,6 +65,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
     recipe.add_argument("--alpha", type=weight, default=0.3, help="Tversky's weight of false positives")
     recipe.add_argument("--beta", type=weight, default=0.7, help="Tversky's weight of false negatives")
+    coarse = "fast: the shares of the training after which samples of a quarter, then of half the size end"
+    recipe.add_argument("--coarse", type=share, nargs=2, default=[0.4, 0.8], metavar=("Q", "H"), help=coarse)
     recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     recipe.add_argument("--compile", action="store_true", help="torch.compile")
     recipe.add_argument("--seed", type=natural, default=0, help=" ")
@@ -91,6 +93,8 @@ def training_arguments(description: str) -> argparse.Namespace:
         parser.error("--init takes one checkpoint, but for --model uformer")
     if args.init and args.model == "uformer" and len(args.init) < 2:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
+    if args.coarse[0] > args.coarse[1]:
+        parser.error("--coarse Q H: samples of half the size come after those of a quarter, so H is Q or more")
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
     args.max_minutes = args.max_minutes or None
