@@ -78,6 +78,8 @@ FLAG_CASES = [
     (("--alpha", 0, "--beta", 0), "counts no error"),
     (("--dropout", 1), "1 is not in [0, 1)"),
     (("--drop-path", "nan"), "nan is not in [0, 1)"),
+    (("--coarse", 0.5, 0.4), "--coarse Q H: samples of half the size come after those of a quarter"),
+    (("--coarse", 0.5, 1), "1 is not in [0, 1)"),
     (("--max-minutes=-1",), "-1 is not 0 or a positive number"),
     (("--save-every", 0), "0 is not a positive number"),
     (("--label-map", "255"), "--label-map"),
