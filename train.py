@@ -115,8 +115,7 @@ def main() -> None:
 
     def shrink_at(step: int) -> int:
         """All ranks ask when they order a step's samples, after the same step, so their clocks agree."""
-        progress = max(clock.spent(), (state["epoch"] + step / steps) / args.epochs)
-        return shrink(args.recipe, progress, args.coarse)
+        return shrink(progress_at(step, steps, state, clock, args), args.coarse)
 
     written = True
     try:
@@ -195,7 +194,7 @@ def train_one_epoch(
             loss = criterion(logits, mask)
             loss.backward()
         check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
-        progress = max(clock.spent(), (state["epoch"] + state["step"] / steps) / args.epochs)
+        progress = progress_at(state["step"], steps, state, clock, args)
         for group in optimizer.param_groups:
             group["lr"] = state["lr"] * learning_rate_factor(args.recipe, clock.spent(), progress)
         optimizer.step()
@@ -215,6 +214,11 @@ def train_one_epoch(
         asked = clock.now()
     check_finite(before)
     return waited / (clock.now() - began)
+
+
+def progress_at(step: int, steps: int, state: dict, clock: Clock, args: argparse.Namespace) -> float:
+    """The share of the training that is done at a step of this epoch: of the time limit or of the epochs, if larger."""
+    return max(clock.spent(), (state["epoch"] + step / steps) / args.epochs)
 
 
 def check_finite(step: tuple[Tensor, list[str]] | None) -> None:

@@ -14,7 +14,7 @@ SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "au
 
 # What differs for --recipe fast: it ends with the minutes or the epochs, whichever come first, and its epochs are long,
 # as early samples are small and validation is not. Convolutions learn from smaller batches and larger steps.
-FAST_DEFAULTS = {"epochs": 1000, "batch_size": 16, "lr": 2e-3, "augment": 3000}
+FAST_DEFAULTS = {"epochs": 1000, "batch_size": 16, "lr": 2e-3, "augment": 3000, "coarse": [0.4, 0.8]}
 FAST_UNET = {"batch_size": 8, "lr": 4e-3}
 
 
@@ -30,7 +30,7 @@ def parser_for(description: str, epilog: str | None = None) -> argparse.Argument
 def training_arguments(description: str) -> argparse.Namespace:
     """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
     scenes, fast, unet = (
-        ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in defaults.items())
+        ", ".join(f"--{k.replace('_', '-')} {str(v).strip('[]').replace(',', '')}" for k, v in defaults.items())
         for defaults in (SCENES_DEFAULTS, FAST_DEFAULTS, FAST_UNET)
     )
     fast = f"For --recipe fast: {fast}; with --model unet: {unet}."
@@ -65,8 +65,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
     recipe.add_argument("--alpha", type=weight, default=0.3, help="Tversky's weight of false positives")
     recipe.add_argument("--beta", type=weight, default=0.7, help="Tversky's weight of false negatives")
-    coarse = "fast: the shares of the training after which samples of a quarter, then of half the size end"
-    recipe.add_argument("--coarse", type=share, nargs=2, default=[0.4, 0.8], metavar=("Q", "H"), help=coarse)
+    coarse = "shares of the training after which samples of a quarter of the size, then of half of it, end"
+    recipe.add_argument("--coarse", type=share, nargs=2, default=[0.0, 0.0], metavar=("Q", "H"), help=coarse)
     recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     recipe.add_argument("--compile", action="store_true", help="torch.compile")
     recipe.add_argument("--seed", type=natural, default=0, help=" ")

@@ -6,7 +6,7 @@ all the way, and samples that grow from a quarter of height and width to half to
 fraction of a fine one. (What the samples show is in `samples.DRAWS`.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from .losses import TverskyCrossEntropy, TverskyLoss
 ANNEAL = 0.5  # deck: the learning rate falls to 0 over this last share of the time
 WARM_UP = 0.02  # fast: it rises from 0 over this share of the training
 POWER = 0.9  # ... and falls as this power of what is left
-COARSE = (4, 2)  # fast: what height and width are divided by in the first and second part of the training
+COARSE = (4, 2)  # what height and width are divided by in the first and second part of the training
 WEIGHT_DECAY = 0.01  # fast
 BALANCE = 0.5  # fast: cross entropy weighs a class by (the median class's pixels / its own) to this power, at most 10
 
@@ -47,7 +47,7 @@ def learning_rate_factor(recipe: str, spent: float, progress: float) -> float:
     return min(1.0, max(0.0, (1 - spent) / ANNEAL))
 
 
-def shrink(recipe: str, progress: float, coarse: tuple[float, float]) -> int:
+def shrink(progress: float, coarse: Sequence[float]) -> int:
     """What height and width of the samples are divided by. coarse: the shares of the training that end its first two
     parts."""
-    return next((n for until, n in zip(coarse, COARSE, strict=True) if recipe == "fast" and progress < until), 1)
+    return next((n for until, n in zip(coarse, COARSE, strict=True) if progress < until), 1)

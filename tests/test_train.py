@@ -108,18 +108,22 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
     flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
     flags += ("--epochs", 4, "--augment", 0, "--batch-size", 8, "--workers", 0)
-    sizes = []
+    sizes: list[int] = []
     original = SegFormer.forward
 
     def noted(model, image, keys=None):
         if model.training:
-            sizes.append(tuple(image.shape[-2:]))
+            sizes.append(image.shape[-1])
         return original(model, image, keys)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegFormer, "forward", noted)
         assert run_script("train", *flags, "--out", tmp_path / "noted") == 0
-    assert sizes == [(32, 32)] * 4 + [(64, 64)] * 3 + [(128, 128)]  # 8 steps: a quarter until 0.4, half until 0.8
+        assert sizes == [32] * 4 + [64] * 3 + [128]  # 8 steps: a quarter until 0.4, half until 0.8
+        sizes.clear()
+        more = ("--recipe", "deck", "--coarse", 0.3, 0.6, "--out", tmp_path / "coarse")
+        assert run_script("train", *flags, *more) == 0
+        assert sizes == [32] * 3 + [64] * 2 + [128] * 3
     assert run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0  # one thread, as the next
     arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
