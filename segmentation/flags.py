@@ -14,7 +14,14 @@ SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "au
 
 # What differs for --recipe fast: it ends with the minutes or the epochs, whichever come first, and its epochs are long,
 # as early samples are small and validation is not. Convolutions learn from smaller batches and larger steps.
-FAST_DEFAULTS = {"epochs": 1000, "batch_size": 16, "lr": 2e-3, "augment": 3000, "coarse": [0.4, 0.8]}
+FAST_DEFAULTS = {
+    "epochs": 1000,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "augment": 3000,
+    "coarse": [0.4, 0.8],
+    "sizes": [0.76, 1.32],
+}
 FAST_UNET = {"batch_size": 8, "lr": 4e-3}
 
 
@@ -67,6 +74,8 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe.add_argument("--beta", type=weight, default=0.7, help="Tversky's weight of false negatives")
     coarse = "shares of the training after which samples of a quarter of the size, then of half of it, end"
     recipe.add_argument("--coarse", type=share, nargs=2, default=[0.0, 0.0], metavar=("Q", "H"), help=coarse)
+    sizes = "range of the samples' scale, fast alone"
+    recipe.add_argument("--sizes", type=positive_float, nargs=2, metavar=("LOW", "HIGH"), help=sizes)
     recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     recipe.add_argument("--compile", action="store_true", help="torch.compile")
     recipe.add_argument("--seed", type=natural, default=0, help=" ")
@@ -95,6 +104,10 @@ def training_arguments(description: str) -> argparse.Namespace:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
     if args.coarse[0] > args.coarse[1]:
         parser.error("--coarse Q H: samples of half the size come after those of a quarter, so H is Q or more")
+    if args.sizes and args.recipe != "fast":
+        parser.error("--sizes is for --recipe fast: the deck's samples have the images' own scale")
+    if args.sizes and args.sizes[0] > args.sizes[1]:
+        parser.error("--sizes LOW HIGH: LOW is not above HIGH")
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
     args.max_minutes = args.max_minutes or None

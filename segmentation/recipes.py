@@ -3,7 +3,7 @@
 deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
 fast: Tversky loss and cross entropy that weighs rare classes more, AdamW, a learning rate that warms up and then falls
 all the way, and samples that grow from a quarter of height and width to half to all of it, as a coarse step costs a
-fraction of a fine one. (What the samples show is in `samples.DRAWS`.)
+fraction of a fine one. (What the samples show is in `samples.TrainingSamples`.)
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,33 @@ from .errors import BadInput
 from .stopping import ignore_signals
 from .transforms import draw_augmentation, draw_crop, draw_fast, transform_pair
 
-DRAWS: dict[str, tuple[Callable, Callable]] = {  # recipe: of the images themselves, of the extra samples
-    "deck": (draw_crop, draw_augmentation),
-    "fast": (draw_fast, draw_fast),
-}
-
 
 class TrainingSamples(Dataset):
     """The images of a split once each, then `augment` extra samples, each a random image under a random augmentation.
 
-    With the recipe "fast" the images themselves are augmented too.
+    With the recipe "fast" the images themselves are augmented too, at a scale in `sizes` (the deck's draws have none).
 
     data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) -> uint8 labels. crop: (h, w)
     of a random window of every sample, or None for windows of the images' size, which must then be one (else BadInput).
     """
 
     def __init__(
-        self, data: Any, split: str, *, crop: tuple[int, int] | None, augment: int, seed: int, recipe: str = "deck"
+        self,
+        data: Any,
+        split: str,
+        *,
+        crop: tuple[int, int] | None,
+        augment: int,
+        seed: int,
+        recipe: str = "deck",
+        sizes: tuple[float, float] = (0.76, 1.32),
     ) -> None:
         self.data, self.names = data, list(data.splits[split])
         self.crop, self.augment, self.seed = crop, augment, seed
-        self.draw_image, self.draw_extra = DRAWS[recipe]
+        if recipe == "fast":
+            self.draw_image = self.draw_extra = partial(draw_fast, sizes=sizes)
+        else:
+            self.draw_image, self.draw_extra = draw_crop, draw_augmentation
         if not self.names:
             raise BadInput(f"the split {split!r} has no images; put some there or choose another split")
         if crop is None:

@@ -59,11 +59,11 @@ def draw_augmentation(generator: np.random.Generator) -> Draw:
     return Draw(bool(horizontal), bool(vertical), degrees, 0.7, tuple(generator.random(2)))
 
 
-def draw_fast(generator: np.random.Generator) -> Draw:
-    """A horizontal flip with p = 0.5, sizes 0.76 to 1.32 (uniform in the logarithm), 0.7 to 1.3 of the light."""
+def draw_fast(generator: np.random.Generator, sizes: tuple[float, float] = (0.76, 1.32)) -> Draw:
+    """A horizontal flip with p = 0.5, a scale in `sizes` (uniform in the logarithm), 0.7 to 1.3 of the light."""
     position = tuple(generator.random(2))
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
-    scale = 2.0 ** generator.uniform(-0.4, 0.4)
+    scale = float(np.exp(generator.uniform(*np.log(sizes))))
     flip = bool(generator.random() < 0.5)
     return Draw(flip, position=position, scale=scale, saturation=saturation, contrast=contrast, brightness=brightness)
 
