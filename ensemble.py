@@ -21,6 +21,7 @@ from segmentation.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.flags import ensemble_arguments
+from segmentation.inference import Flips
 from segmentation.mixing import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.scoring import score_image, score_split, scores_of
 from segmentation.tables import aligned
@@ -145,7 +146,7 @@ def score_table(
     *,
     device: torch.device,
     tile: int | None,
-    flips: bool,
+    flips: Flips,
 ) -> Table:
     """What evaluate.py counts of each image, the images shared out over ranks; all ranks get the whole table."""
     K = len(data.classes)

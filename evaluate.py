@@ -139,9 +139,10 @@ def draw_example(
 def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, str]:
     machine = environment(device)
     tiles = f"tiles of {args.tile}" if args.tile else "whole, very large images in tiles"
+    flips = {False: "", True: ", averaged over flips", "horizontal": ", averaged with their mirror images"}
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "images": tiles + (", averaged over flips" if args.flips else ""),
+        "images": tiles + flips[args.flips],
         "hardware": hardware_of(machine),
         "software": f"torch {machine['torch']}, Python {machine['python']}",
         "time": f"{seconds:.0f} s",

@@ -8,6 +8,7 @@ from .datasets import parse_label_map
 from .errors import BadInput
 from .mix_transformer import VARIANTS
 from .segformer import DECODERS
+from .transforms import SIZES
 
 # What differs for the built-in scenes: nothing to download, and epochs that fit five minutes on two cores.
 SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "augment": 120, "max_minutes": 5.0}
@@ -20,7 +21,7 @@ FAST_DEFAULTS = {
     "lr": 2e-3,
     "augment": 3000,
     "coarse": [0.4, 0.8],
-    "sizes": [0.76, 1.32],
+    "sizes": list(SIZES),
 }
 FAST_UNET = {"batch_size": 8, "lr": 4e-3}
 
@@ -44,7 +45,7 @@ def training_arguments(description: str) -> argparse.Namespace:
     parser = parser_for(description, epilog=f"Defaults for the built-in scenes: {scenes}. {fast}")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=["segformer", "unet", "uformer"], default="segformer", help=" ")
+    model.add_argument("--model", choices=["segformer", "unet", "uformer"], default="segformer", help="what to train")
     model.add_argument("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
     model.add_argument("--decoder", choices=list(DECODERS), default="conv", help="SegFormer's: ours or the paper's")
     model.add_argument("--drop-path", type=share, default=0.0, metavar="P", help="stochastic depth; the paper's 0.1")
@@ -56,7 +57,7 @@ def training_arguments(description: str) -> argparse.Namespace:
 
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
-    data.add_argument("--task", choices=["multiclass", "binary"], default="multiclass", help=" ")
+    data.add_argument("--task", choices=["multiclass", "binary"], default="multiclass", help="binary: two classes")
     data.add_argument("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
     data.add_argument("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
     data.add_argument("--image-size", type=positive, nargs=2, metavar=("H", "W"), help="resize images to this")
@@ -67,7 +68,7 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe = parser.add_argument_group("recipe")
     how = "deck: Adam, Tversky loss; fast: AdamW, warm-up and decay, Tversky + cross entropy, small samples at first"
     recipe.add_argument("--recipe", choices=["deck", "fast"], default="deck", help=how)
-    recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help=" ")
+    recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help="times through the samples")
     recipe.add_argument("--batch-size", type=positive, default=32, metavar="N", help="of all ranks together")
     recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
     recipe.add_argument("--alpha", type=weight, default=0.3, help="Tversky's weight of false positives")
@@ -78,7 +79,7 @@ def training_arguments(description: str) -> argparse.Namespace:
     recipe.add_argument("--sizes", type=positive_float, nargs=2, metavar=("LOW", "HIGH"), help=sizes)
     recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     recipe.add_argument("--compile", action="store_true", help="torch.compile")
-    recipe.add_argument("--seed", type=natural, default=0, help=" ")
+    recipe.add_argument("--seed", type=natural, default=0, help="of weights, order and samples")
     minutes = "end after so long, the learning rate falling to 0; such a run cannot resume bit for bit; 0: no limit"
     recipe.add_argument("--max-minutes", type=weight, default=0, metavar="M", help=minutes)
 
@@ -163,7 +164,10 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """What evaluate.py and ensemble.py share."""
     parser.add_argument("--data", metavar="DIR", help="where the data lie now (default: where they were in training)")
     parser.add_argument("--tile", type=positive, metavar="S", help="predict in overlapping tiles of this side")
-    parser.add_argument("--flips", action="store_true", help="average over flipped images")
+    flips = parser.add_mutually_exclusive_group()
+    flips.add_argument("--flips", action="store_true", help="average over all flips, as --recipe deck trains on them")
+    mirror = "average over the image and its mirror image, as --recipe fast trains on them"
+    flips.add_argument("--mirror", dest="flips", action="store_const", const="horizontal", default=False, help=mirror)
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
 
 

@@ -13,6 +13,7 @@ from .cache import Unreadable, read_image
 from .checkpoint import load_checkpoint
 from .distributed import gather, rank, world_size
 from .errors import BadInput
+from .inference import Flips
 from .layouts import SUFFIXES
 from .pictures import overlay, palette_image, predict_labels
 
@@ -20,7 +21,7 @@ ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth 
 
 
 def predict_folder(
-    checkpoint: str, images: Path, out: Path, *, tile: int | None, flips: bool, device: torch.device
+    checkpoint: str, images: Path, out: Path, *, tile: int | None, flips: Flips, device: torch.device
 ) -> None:
     """Class indices, overlay and confidence of each image in a folder as PNG, a printed line for each.
 
@@ -68,7 +69,7 @@ def predict_file(
     meta: dict,
     *,
     tile: int | None,
-    flips: bool,
+    flips: Flips,
     device: torch.device,
 ) -> str:
     """Predict one image, write its three PNG files, return a line about it. Unreadable if it is no good image."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ SMALLEST_SIDE = 32  # of an image that every model accepts
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side
 LARGEST_WHOLE, LARGE_TILE = 2**22, 1024  # pixels of an image, and the side of its tiles beyond that
 STRIP_VALUES = 2**22  # numbers in one strip: bounds its memory whatever the image's width
-FLIPS = ((), (3,), (2,), (2, 3))  # none, horizontal, vertical, both
+VIEWS = ((), (3,), (2,), (2, 3))  # the axes that are flipped: none, horizontal, vertical, both
 
 Size = tuple[int, int]  # height, width
+Flips = bool | Literal["horizontal"]
 Strips = Iterator[tuple[int, Tensor]]  # first row, values
 Tiles = list[tuple[int, Tensor]]  # along one axis: start, weights
 
@@ -28,7 +30,7 @@ def usual_tile(image: np.ndarray) -> int | None:
     return LARGE_TILE if image.shape[0] * image.shape[1] > LARGEST_WHOLE else None
 
 
-def predict(model: nn.Module, image: Tensor, tile: int | None = None, flips: bool = False) -> Tensor:
+def predict(model: nn.Module, image: Tensor, tile: int | None = None, flips: Flips = False) -> Tensor:
     """Class probabilities of a batch of images: N x K x H x W float32, on the model's device.
 
     image: N x 3 x H x W, float in [0, 1], any H, W >= 1. tile and flips: see `predict_strips`.
@@ -51,7 +53,7 @@ def predict_strips(
     *,
     output_size: Size | None = None,
     tile: int | None = None,
-    flips: bool = False,
+    flips: Flips = False,
     scale: float | tuple[float, float] = 1.0,
     device: torch.device | str | None = None,
 ) -> Strips:
@@ -61,7 +63,8 @@ def predict_strips(
     output_size: (height, width) of the output, such as the mask's; by default the image's own.
     tile: side of square tiles in pixels the network sees; None shows it the whole image. Tiles overlap by a quarter or
         more and their probabilities are averaged with tapered weights. Floats are held for one row of tiles only.
-    flips: average the probabilities over the four combinations of horizontal and vertical flips.
+    flips: average the probabilities over the four combinations of horizontal and vertical flips, or over the image and
+        its mirror image alone ("horizontal").
     scale: pixels the network sees per pixel of the image, as in its training; a pair is (vertical, horizontal).
     device: where the model is and the strips will be; by default the device of the model's first parameter.
 
@@ -107,7 +110,7 @@ def _tiles(size: int, tile: int | None) -> Tiles:
 
 
 def _bands(
-    model: nn.Module, read: Callable[[slice, slice], Tensor], rows: Tiles, columns: Tiles, flips: bool
+    model: nn.Module, read: Callable[[slice, slice], Tensor], rows: Tiles, columns: Tiles, flips: Flips
 ) -> Strips:
     """Averaged probabilities of what `read` returns, one row of tiles at a time: (top, N x K x h x W)."""
     if len(rows) == len(columns) == 1:
@@ -129,13 +132,13 @@ def _bands(
 
 
 @torch.no_grad()  # not inference_mode: fully sharded models could not be trained on after it
-def _probabilities(model: nn.Module, image: Tensor, flips: bool) -> Tensor:
+def _probabilities(model: nn.Module, image: Tensor, flips: Flips) -> Tensor:
     """N x 3 x H x W to N x K x H x W, averaged over flips; small images have their last pixels repeated."""
     height, width = image.shape[2:]
     padding = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
     if any(padding):
         image = F.pad(image, padding, mode="replicate")
-    views = FLIPS if flips else FLIPS[:1]
+    views = VIEWS[:2] if flips == "horizontal" else VIEWS if flips else VIEWS[:1]
     with _evaluating(model):
         total = sum(model(image.flip(dims)).float().softmax(dim=1).flip(dims) for dims in views)
     return total[:, :, :height, :width] / len(views)

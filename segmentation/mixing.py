@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum, rank, world_size
-from .inference import predict_strips, usual_tile
+from .inference import Flips, predict_strips, usual_tile
 from .metrics import class_scores, confusion_matrix
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
@@ -71,7 +71,7 @@ def fit_weights(
     per_class: bool = False,
     device: torch.device,
     tile: int | None = None,
-    flips: bool = False,
+    flips: Flips = False,
 ) -> list[Fit]:
     """For each fold, a list of image names, the weights whose average has the highest mIoU on it.
 
@@ -132,7 +132,7 @@ def step(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> tuple[
 
 
 def labelled_strips(
-    model: nn.Module, data: Any, name: str, *, device: torch.device, tile: int | None, flips: bool
+    model: nn.Module, data: Any, name: str, *, device: torch.device, tile: int | None, flips: Flips
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The members' probabilities M x K x P and the labels P of the pixels of an image that count, strip by strip."""
     image, mask = data.image(name), data.mask(name)

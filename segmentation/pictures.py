@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .inference import Size, predict_strips, usual_tile
+from .inference import Flips, Size, predict_strips, usual_tile
 
 IGNORED = 255
 LONGEST = 800  # pixels of the longer side of a picture in a report
@@ -15,7 +15,7 @@ Palette = list[list[int]]
 
 
 def predict_labels(
-    model: nn.Module, image: np.ndarray, size: Size, *, tile: int | None, flips: bool, device: torch.device | str
+    model: nn.Module, image: np.ndarray, size: Size, *, tile: int | None, flips: Flips, device: torch.device | str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and confidence of each pixel: two uint8 arrays of `size`, the second 255 times the class's probability.
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import BadInput
 from .stopping import ignore_signals
-from .transforms import draw_augmentation, draw_crop, draw_fast, transform_pair
+from .transforms import SIZES, draw_augmentation, draw_crop, draw_fast, transform_pair
 
 
 class TrainingSamples(Dataset):
@@ -32,14 +32,14 @@ class TrainingSamples(Dataset):
         augment: int,
         seed: int,
         recipe: str = "deck",
-        sizes: tuple[float, float] = (0.76, 1.32),
+        sizes: tuple[float, float] = SIZES,
     ) -> None:
         self.data, self.names = data, list(data.splits[split])
         self.crop, self.augment, self.seed = crop, augment, seed
-        if recipe == "fast":
-            self.draw_image = self.draw_extra = partial(draw_fast, sizes=sizes)
-        else:
-            self.draw_image, self.draw_extra = draw_crop, draw_augmentation
+        fast = partial(draw_fast, sizes=sizes)
+        # of the images themselves, of the extra samples
+        draws: dict[str, tuple[Callable, Callable]] = {"deck": (draw_crop, draw_augmentation), "fast": (fast, fast)}
+        self.draw_image, self.draw_extra = draws[recipe]
         if not self.names:
             raise BadInput(f"the split {split!r} has no images; put some there or choose another split")
         if crop is None:

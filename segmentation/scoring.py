@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum, rank, world_size
-from .inference import predict_strips, usual_tile
+from .inference import Flips, predict_strips, usual_tile
 from .losses import tversky_loss, tversky_sums
 from .metrics import ConfusionMatrix, confusion_matrix, image_scores
 from .stopping import Stopped
@@ -28,7 +28,7 @@ def score_split(
     alpha: float = 0.3,
     beta: float = 0.7,
     tile: int | None = None,
-    flips: bool = False,
+    flips: Flips = False,
     amp: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict:
@@ -68,7 +68,7 @@ def scores_of(matrices: Tensor, sums: Tensor, names: list[str], classes: list[st
 
 
 def score_image(
-    model: nn.Module, data: Any, name: str, *, device: torch.device, tile: int | None, flips: bool, amp: bool
+    model: nn.Module, data: Any, name: str, *, device: torch.device, tile: int | None, flips: Flips, amp: bool
 ) -> tuple[Tensor, Tensor]:
     """One image's confusion matrix (K x K int64) and Tversky sums (3 x K float64), on the CPU."""
     K = len(data.classes)

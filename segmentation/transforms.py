@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 IGNORED = 255
+SIZES = (0.76, 1.32)  # of the fast recipe: the range of a view's scale
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def draw_augmentation(generator: np.random.Generator) -> Draw:
     return Draw(bool(horizontal), bool(vertical), degrees, 0.7, tuple(generator.random(2)))
 
 
-def draw_fast(generator: np.random.Generator, sizes: tuple[float, float] = (0.76, 1.32)) -> Draw:
+def draw_fast(generator: np.random.Generator, sizes: tuple[float, float] = SIZES) -> Draw:
     """A horizontal flip with p = 0.5, a scale in `sizes` (uniform in the logarithm), 0.7 to 1.3 of the light."""
     position = tuple(generator.random(2))
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)

@@ -42,7 +42,7 @@ def colourful(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips")])
+@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips"), ("--mirror",)])
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):

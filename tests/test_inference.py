@@ -172,6 +172,12 @@ def test_flips_average_the_probabilities_of_four_views():
         )
 
 
+def test_the_mirror_image_alone_leaves_up_and_down_as_they_are():
+    model, image = convolution(3), torch.rand(2, 3, 40, 57)
+    views = [model(image.flip(dims)).softmax(1).flip(dims) for dims in ([], [3])]
+    torch.testing.assert_close(predict(model, image, flips="horizontal"), torch.stack(views).mean(0).detach())
+
+
 def test_flips_of_a_symmetric_model_change_nothing():
     model, image = convolution(3), torch.rand(1, 3, 45, 70)
     model.weight.data = (model.weight.data + model.weight.data.flip(2)) / 2

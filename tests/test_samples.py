@@ -66,6 +66,18 @@ def test_a_coarse_sample_is_the_same_view_at_half_the_size():
         assert torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1] > 0.8
 
 
+def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
+    class Columns(Pairs):
+        def mask(self, name):
+            return np.broadcast_to(np.arange(50, dtype=np.uint8), (40, 50))
+
+    for scale, seen in ((1, 24), (2, 12), (4, 6)):
+        samples = TrainingSamples(
+            Columns(), "train", crop=(16, 24), augment=0, seed=7, recipe="fast", sizes=(scale, scale)
+        )
+        assert all(len(samples[0, i]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples)))
+
+
 def test_samples_stay_as_large_as_a_model_takes():
     samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, recipe="fast")
     assert [samples[0, 0, shrink]["mask"].shape for shrink in (1, 2, 4)] == [(70, 200), (35, 100), (35, 100)]

@@ -177,7 +177,10 @@ def test_fast_draws_cover_their_ranges():
     light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
     assert (light >= 0.7).all() and (light.min(0) < 0.71).all() and (light.max(0) > 1.29).all() and (light <= 1.3).all()
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
-    assert abs(np.mean([np.log2(draw.scale) for draw in draws])) < 0.02  # as often 1 / s as s
+    for sizes in ((0.76, 1.32), (1.0, 4.0)):
+        scales = [draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)]
+        assert sizes[0] <= min(scales) < 1.01 * sizes[0] and 0.99 * sizes[1] < max(scales) <= sizes[1]
+        assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
 @pytest.mark.parametrize("draw, numbers", [(draw_crop, 2), (draw_augmentation, 5), (draw_fast, 7)])

@@ -36,6 +36,7 @@ from segmentation.allocator import keep_freed_memory
 from segmentation.datasets import SegmentationDataset, open_dataset
 from segmentation.recipes import criterion_for, optimizer_for
 from segmentation.samples import EpochOrder, TrainingSamples, make_loader
+from segmentation.transforms import SIZES
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version
 try:
@@ -47,7 +48,7 @@ except ImportError:
     sys.exit(2)
 
 ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
-SCALES, LIGHT = (2.0**-0.4, 2.0**0.4), (0.7, 1.3)  # of the fast recipe
+LIGHT = (0.7, 1.3)  # of the fast recipe
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
 
 Prepare = Callable[[int], Any]  # the number of an image -> a sample
@@ -99,7 +100,7 @@ def prepare_torchvision(data: SegmentationDataset, recipe: str, size: tuple[int,
         turn = v2.RandomRotation(30, BILINEAR, fill=OUTSIDE)
         transform = v2.Compose([*flips, turn, v2.CenterCrop(part), v2.Resize(small, BILINEAR)])
     else:
-        scale = v2.ScaleJitter(small, SCALES, BILINEAR)
+        scale = v2.ScaleJitter(small, SIZES, BILINEAR)
         window = v2.RandomCrop(small, pad_if_needed=True, fill=OUTSIDE)
         light = v2.ColorJitter(LIGHT, LIGHT, LIGHT)
         transform = v2.Compose([scale, window, v2.RandomHorizontalFlip(), light])
@@ -117,7 +118,7 @@ def prepare_albumentations(data: SegmentationDataset, recipe: str, size: tuple[i
         turn = A.Rotate(30, border_mode=cv2.BORDER_CONSTANT, fill_mask=255, p=1)
         steps = [*flips, turn, A.CenterCrop(*part), A.Resize(*small)]
     else:
-        scale = A.RandomScale([side / shrink - 1 for side in SCALES], p=1)
+        scale = A.RandomScale([side / shrink - 1 for side in SIZES], p=1)
         pad = A.PadIfNeeded(*small, border_mode=cv2.BORDER_CONSTANT, fill_mask=255)
         light = A.ColorJitter(LIGHT, LIGHT, LIGHT, hue=(0, 0), p=1)
         steps = [scale, pad, A.RandomCrop(*small), A.HorizontalFlip(p=0.5), light]
