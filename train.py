@@ -65,13 +65,7 @@ def main() -> None:
         if not any(data.pixel_counts[split]):
             raise BadInput(f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them")
     samples = TrainingSamples(
-        data,
-        "train",
-        crop=args.crop,
-        augment=args.augment,
-        seed=args.seed,
-        recipe=args.recipe,
-        sizes=args.sizes,
+        data, "train", crop=args.crop, augment=args.augment, seed=args.seed, recipe=args.recipe, sizes=args.sizes
     )
     share, shares = batch_share(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)

@@ -42,6 +42,15 @@ def colourful(tmp_path: Path) -> Path:
     return folder
 
 
+def test_flips_and_mirror_average_different_views(checkpoint: Path, tmp_path: Path):
+    losses, file = set(), tmp_path / "scores.json"
+    for flags in ((), ("--mirror",), ("--flips",)):
+        assert run_script("evaluate", checkpoint, *flags, "--json", file) == 0
+        losses.add(json.loads(file.read_text())["loss"])
+    assert len(losses) == 3
+    assert run_script("evaluate", checkpoint, "--mirror", "--flips") == 2
+
+
 @pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips"), ("--mirror",)])
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple

@@ -12,9 +12,10 @@ from children import Kill, is_equal, run_in_child
 from conftest import run_script
 from torch._dynamo.utils import counters
 
-from segmentation import ResNet18UNet, SegFormer, load_checkpoint
+from segmentation import ResNet18UNet, SegFormer, load_checkpoint, samples
 from segmentation.checkpoint import read_checkpoint
 from segmentation.flags import training_arguments
+from segmentation.transforms import transform_pair
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
 
@@ -102,6 +103,20 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
     monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
     args = training_arguments("")
     assert (args.batch_size, args.lr, args.augment) == expected
+
+
+def test_the_sizes_asked_for_are_those_of_the_samples(tmp_path: Path, tiny_folder: Path, monkeypatch):
+    scales: list[float] = []
+
+    def noted(image, mask, draw, crop):
+        scales.append(draw.scale)
+        return transform_pair(image, mask, draw, crop)
+
+    monkeypatch.setattr(samples, "transform_pair", noted)
+    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--epochs", 1, "--augment", 0)
+    flags += ("--batch-size", 8, "--workers", 0, "--coarse", 0, 0, "--crop", 32, 32, "--out", tmp_path / "run")
+    assert run_script("train", *flags, "--sizes", 2, 3) == 0
+    assert len(scales) >= 16 and 2 <= min(scales) < max(scales) <= 3
 
 
 @pytest.mark.slow
