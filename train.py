@@ -184,24 +184,13 @@ def train_one_epoch(
 
     for batch in loader:
         waited += clock.now() - asked
-        image = batch["image"].to(device, non_blocking=True).float() / 255
-        mask = batch["mask"].to(device, non_blocking=True).long()
-        key = batch["key"].to(device, non_blocking=True)
-        optimizer.zero_grad()
-        if isinstance(parallel, Pipeline):
-            loss = parallel.forward_backward(image, mask, key)
-        else:
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-                logits = parallel(image, key)
-            loss = criterion(logits, mask)
-            loss.backward()
-        check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
         progress = progress_at(state["step"], steps, state, clock, args)
         for group in optimizer.param_groups:
             group["lr"] = state["lr"] * learning_rate_factor(args.recipe, clock.spent(), progress)
-        optimizer.step()
-        before = loss.detach(), batch["name"]
-        state["loss_sum"] += loss.detach()
+        loss = training_step(parallel, criterion, optimizer, batch, amp=args.amp)
+        check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
+        before = loss, batch["name"]
+        state["loss_sum"] += loss
         state["step"] += 1
 
         show_progress(state, steps, args.epochs, args.batch_size, loss, clock)
@@ -216,6 +205,33 @@ def train_one_epoch(
         asked = clock.now()
     check_finite(before)
     return waited / (clock.now() - began)
+
+
+def training_step(
+    parallel: nn.Module | Pipeline,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict,
+    amp: bool = False,
+) -> Tensor:
+    """One step of the optimizer. All ranks call it with their share of a global batch and get the global loss.
+
+    batch: image uint8 N x 3 x H x W, mask uint8 N x H x W, key int64 N. The gradients stay until the next step.
+    """
+    device = next(parallel.parameters()).device
+    image = batch["image"].to(device, non_blocking=True).to(torch.get_default_dtype()) / 255
+    mask = batch["mask"].to(device, non_blocking=True).long()
+    key = batch["key"].to(device, non_blocking=True)
+    optimizer.zero_grad()
+    if isinstance(parallel, Pipeline):
+        loss = parallel.forward_backward(image, mask, key)
+    else:
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = parallel(image, key)
+        loss = criterion(logits, mask)
+        loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def progress_at(step: int, steps: int, state: dict, clock: Clock, args: argparse.Namespace) -> float:
