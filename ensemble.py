@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from segmentation import distributed
+from segmentation.arguments import ensemble_arguments
 from segmentation.checkpoint import load_checkpoint, save_checkpoint
-from segmentation.datasets import SegmentationDataset, reopen_dataset
+from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
-from segmentation.flags import ensemble_arguments
-from segmentation.inference import Flips
-from segmentation.mixing import RESAMPLES, Fit, fit_weights, gain_interval
-from segmentation.scoring import score_image, score_split, scores_of
-from segmentation.tables import aligned
-from segmentation.uformer import UFormer
+from segmentation.evaluation.inference import Flips
+from segmentation.evaluation.scoring import score_image, score_split, scores_of
+from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
+from segmentation.models.uformer import UFormer
+from segmentation.report.tables import aligned
 
 Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K and Tversky sums N x 3 x K
 

@@ -21,17 +21,17 @@ from PIL import Image
 from torch import nn
 
 from segmentation import distributed
+from segmentation.arguments import evaluation_arguments
 from segmentation.checkpoint import load_checkpoint, write_atomically
-from segmentation.datasets import SegmentationDataset, reopen_dataset
+from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
-from segmentation.flags import evaluation_arguments
+from segmentation.evaluation.scoring import score_split
 from segmentation.folders import make_folder, predict_folder
-from segmentation.pictures import bounded, difference, palette_image, predict_labels
 from segmentation.report import write_report
-from segmentation.runs import environment
-from segmentation.scoring import score_split
-from segmentation.sections import hardware_of
-from segmentation.tables import Entry, Example, aligned, choose_examples, comparison_table, number
+from segmentation.report.pictures import bounded, difference, palette_image, predict_labels
+from segmentation.report.sections import hardware_of
+from segmentation.report.tables import Entry, Example, aligned, choose_examples, comparison_table, number
+from segmentation.training.run_folder import environment
 
 
 def main() -> None:

@@ -23,19 +23,27 @@ from torch.utils.data import DataLoader
 
 from segmentation import distributed
 from segmentation.allocator import keep_freed_memory
+from segmentation.arguments import training_arguments
 from segmentation.checkpoint import restore_model
-from segmentation.datasets import SegmentationDataset, open_dataset
+from segmentation.data.datasets import SegmentationDataset, open_dataset
+from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.errors import BadInput, exit_on_bad_input
-from segmentation.flags import training_arguments
-from segmentation.parallel import batch_share, load_optimizer_state, spread, whole_model
-from segmentation.pipeline import Pipeline
-from segmentation.progress import introduce, print_epoch, show_progress
+from segmentation.evaluation.scoring import score_split
+from segmentation.pretrained.initial import start_fresh, start_from
 from segmentation.recipes import criterion_for, learning_rate_factor, optimizer_for, shrink
-from segmentation.runs import HISTORY, MARKER, environment, open_run, save_run, write_config, write_history
-from segmentation.samples import EpochOrder, TrainingSamples, make_loader
-from segmentation.scoring import score_split
-from segmentation.start import start_fresh, start_from
-from segmentation.stopping import Clock, Stopped, ignore_signals
+from segmentation.training.clock import Clock, Stopped, ignore_signals
+from segmentation.training.log import introduce, print_epoch, show_progress
+from segmentation.training.parallel import batch_share, load_optimizer_state, spread, whole_model
+from segmentation.training.pipeline import Pipeline
+from segmentation.training.run_folder import (
+    HISTORY,
+    MARKER,
+    environment,
+    open_run,
+    save_run,
+    write_config,
+    write_history,
+)
 
 
 def main() -> None:

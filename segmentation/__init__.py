@@ -2,14 +2,14 @@
 
 from .checkpoint import load_checkpoint
 from .errors import BadInput
-from .inference import predict
+from .evaluation.inference import predict
 from .losses import TverskyLoss
 from .metrics import ConfusionMatrix
-from .mix_transformer import MixTransformer
 from .models import build_model
-from .segformer import SegFormer
-from .uformer import UFormer
-from .unet import ResNet18UNet
+from .models.mix_transformer import MixTransformer
+from .models.segformer import SegFormer
+from .models.uformer import UFormer
+from .models.unet import ResNet18UNet
 
 __all__ = [
     "BadInput",

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .cache import Unreadable, read_image
 from .checkpoint import load_checkpoint
+from .data.cache import Unreadable, read_image
+from .data.layouts import SUFFIXES
 from .distributed import gather, rank, world_size
 from .errors import BadInput
-from .inference import Flips
-from .layouts import SUFFIXES
-from .pictures import overlay, palette_image, predict_labels
+from .evaluation.inference import Flips
+from .report.pictures import overlay, palette_image, predict_labels
 
 ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 

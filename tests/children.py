@@ -73,7 +73,9 @@ def child(
 def arm(kill: Kill) -> None:
     """Make the moment's function send the signal in its count-th call, before it does its work."""
     import train
-    from segmentation import checkpoint, losses, runs, scoring
+    from segmentation import checkpoint, losses
+    from segmentation.evaluation import scoring
+    from segmentation.training import run_folder as runs
 
     owner, name = {
         "data": (train, "open_dataset"),

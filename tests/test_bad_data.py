@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmentation import cache
-from segmentation.datasets import open_dataset, parse_label_map
+from segmentation.data import cache
+from segmentation.data.datasets import open_dataset, parse_label_map
 from segmentation.errors import BadInput
 
 SIZE = (12, 16)
@@ -374,7 +374,7 @@ def test_unwritable_cache_is_said(root, tmp_path, monkeypatch):
 
 FULL_DISK = """
 import resource, signal, sys
-from segmentation.datasets import open_dataset
+from segmentation.data.datasets import open_dataset
 from segmentation.errors import BadInput
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # the kernel refuses writes beyond 400 bytes, as a full disk does

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from segmentation import datasets, scenes
-from segmentation.datasets import open_dataset, parse_label_map
+from segmentation.data import datasets, scenes
+from segmentation.data.datasets import open_dataset, parse_label_map
 from segmentation.errors import BadInput
 
 PALETTE = [[0, 0, 0], [200, 10, 10], [10, 200, 10], [10, 10, 200]]

@@ -20,9 +20,9 @@ from torch import nn
 from segmentation import distributed
 from segmentation.checkpoint import load_checkpoint, read_checkpoint
 from segmentation.distributed import SyncBatchNorm2d
+from segmentation.evaluation.scoring import score_split
 from segmentation.losses import TverskyLoss
 from segmentation.metrics import ConfusionMatrix
-from segmentation.scoring import score_split
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-9  # of all weights after the last step, and of the first gradient, in float64

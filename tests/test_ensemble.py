@@ -21,12 +21,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ensemble
-from segmentation import UFormer, build_model, load_checkpoint, mixing
+from segmentation import UFormer, build_model, load_checkpoint
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
-from segmentation.datasets import reopen_dataset
+from segmentation.data.datasets import reopen_dataset
+from segmentation.evaluation import weight_search as mixing
+from segmentation.evaluation.scoring import score_split
+from segmentation.evaluation.weight_search import (
+    Fit,
+    candidate_weights,
+    changes,
+    fit_weights,
+    gain_interval,
+    mixtures,
+    step,
+)
 from segmentation.metrics import class_scores, confusion_matrix
-from segmentation.mixing import Fit, candidate_weights, changes, fit_weights, gain_interval, mixtures, step
-from segmentation.scoring import score_split
 
 ROOT, CPU = Path(__file__).parents[1], torch.device("cpu")
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from segmentation import inference
 from segmentation.errors import BadInput
-from segmentation.inference import predict, predict_strips
+from segmentation.evaluation import inference
+from segmentation.evaluation.inference import predict, predict_strips
 
 ROOT = Path(__file__).parents[1]
 
@@ -332,15 +332,15 @@ MEASURE = """
 import sys
 import numpy as np, torch
 from torch import nn
-from segmentation.inference import predict_strips
+from segmentation.evaluation.inference import predict_strips
 torch.set_num_threads(2)
 if sys.argv[1] == "convolution":
     model = nn.Sequential(nn.Conv2d(3, 5, 7, stride=4, padding=3), nn.Upsample(scale_factor=4))
 elif sys.argv[1] == "segformer":
-    from segmentation.segformer import SegFormer
+    from segmentation.models.segformer import SegFormer
     model = SegFormer(num_classes=5)
 else:
-    from segmentation.unet import ResNet18UNet
+    from segmentation.models.unet import ResNet18UNet
     model = ResNet18UNet(num_classes=5)
 image = np.load(sys.argv[2], mmap_mode="r")
 rows = 0

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
-from segmentation.ends import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from segmentation.mix_transformer import (
+from segmentation.models.layers import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from segmentation.models.mix_transformer import (
     VARIANTS,
     Block,
     EfficientSelfAttention,
@@ -16,7 +16,7 @@ from segmentation.mix_transformer import (
     attend,
     keyed_uniform,
 )
-from segmentation.segformer import ConvDecoder, MLPDecoder, SegFormer
+from segmentation.models.segformer import ConvDecoder, MLPDecoder, SegFormer
 
 DECODERS = ("conv", "mlp")
 

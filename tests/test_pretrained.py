@@ -20,13 +20,14 @@ from torch import nn
 from torchvision.models import resnet18
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
 
-from segmentation import pretrained, weight_files
+from segmentation import pretrained
 from segmentation.errors import BadInput
-from segmentation.mix_transformer import BLOCK_NORM_EPS, VARIANTS, MixTransformer
+from segmentation.models.mix_transformer import BLOCK_NORM_EPS, VARIANTS, MixTransformer
+from segmentation.models.segformer import SegFormer
+from segmentation.models.unet import ResNet18UNet
+from segmentation.pretrained import files as weight_files
 from segmentation.pretrained import load_encoder_weights
-from segmentation.segformer import SegFormer
-from segmentation.unet import ResNet18UNet
-from segmentation.weight_names import DECODER_LAYERS, fill, recognise, translate
+from segmentation.pretrained.names import DECODER_LAYERS, fill, recognise, translate
 
 NAMES = ["roof", "lawn", "tree", "pool", "car"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segmentation.flags import ensemble_arguments, evaluation_arguments, training_arguments
+from segmentation.arguments import ensemble_arguments, evaluation_arguments, training_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 PARSERS = {"train.py": training_arguments, "evaluate.py": evaluation_arguments, "ensemble.py": ensemble_arguments}

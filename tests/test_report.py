@@ -17,9 +17,9 @@ from conftest import run_script
 from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
-from segmentation.curves import COLOURS, curve_panels, curves_svg
-from segmentation.sections import duration, marked
-from segmentation.tables import Entry, choose_examples
+from segmentation.report.curves import COLOURS, curve_panels, curves_svg
+from segmentation.report.sections import duration, marked
+from segmentation.report.tables import Entry, choose_examples
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0, "--seed", 3)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -16,8 +16,8 @@ from children import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
 
 from segmentation.checkpoint import read_checkpoint
-from segmentation.datasets import open_dataset
-from segmentation.samples import EpochOrder, TrainingSamples
+from segmentation.data.datasets import open_dataset
+from segmentation.data.samples import EpochOrder, TrainingSamples
 
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.errors import BadInput
-from segmentation.samples import EpochOrder, TrainingSamples, make_loader
 
 
 class Pairs:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from segmentation.canvas import View, disc, polygon, rectangle, rgb, strokes
-from segmentation.scenes import SIZES, render
+from segmentation.data.scenes import SIZES, render
+from segmentation.data.scenes.canvas import View, disc, polygon, rectangle, rgb, strokes
 
 GROUPS = {
     "obstacles": [0, 6, 10, 11, 12, 13, 14, 21, 22, 23],

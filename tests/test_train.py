@@ -12,10 +12,11 @@ from children import Kill, is_equal, run_in_child
 from conftest import run_script
 from torch._dynamo.utils import counters
 
-from segmentation import ResNet18UNet, SegFormer, load_checkpoint, samples
+from segmentation import ResNet18UNet, SegFormer, load_checkpoint
+from segmentation.arguments import training_arguments
 from segmentation.checkpoint import read_checkpoint
-from segmentation.flags import training_arguments
-from segmentation.transforms import transform_pair
+from segmentation.data import samples
+from segmentation.data.transforms import transform_pair
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
 

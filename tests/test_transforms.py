@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as V
 
-from segmentation.transforms import (
+from segmentation.data.transforms import (
     Draw,
     draw_augmentation,
     draw_crop,

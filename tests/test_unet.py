@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from segmentation.ends import start_undecided
-from segmentation.unet import ResNet18UNet
+from segmentation.models.layers import start_undecided
+from segmentation.models.unet import ResNet18UNet
 
 
 def shuffle_statistics(model: nn.Module) -> None:

@@ -33,10 +33,10 @@ from torchvision.transforms import v2
 
 from segmentation import SegFormer
 from segmentation.allocator import keep_freed_memory
-from segmentation.datasets import SegmentationDataset, open_dataset
+from segmentation.data.datasets import SegmentationDataset, open_dataset
+from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
+from segmentation.data.transforms import SIZES
 from segmentation.recipes import criterion_for, optimizer_for
-from segmentation.samples import EpochOrder, TrainingSamples, make_loader
-from segmentation.transforms import SIZES
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version
 try:

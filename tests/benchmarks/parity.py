@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import distributed, losses, parallel, pipeline
+from segmentation import distributed, losses
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.data.samples import EpochOrder
+from segmentation.evaluation.scoring import score_split
 from segmentation.models import build_model
 from segmentation.recipes import criterion_for
-from segmentation.samples import EpochOrder
-from segmentation.scoring import score_split
+from segmentation.training import parallel, pipeline
 
 WAYS = ("ddp", "fsdp", "pipeline")
 TENSORS = ("gradient", "weights", "moments")  # of what `run` gives

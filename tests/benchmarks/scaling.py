@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from segmentation import distributed, parallel
+from segmentation import distributed
 from segmentation.allocator import keep_freed_memory
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
+from segmentation.training import parallel
 
 
 def measure(model: str, size: int, batch: int, steps: int) -> dict:

@@ -36,7 +36,7 @@ from transformers.utils import logging
 
 from segmentation import ConfusionMatrix, MixTransformer, ResNet18UNet, SegFormer, TverskyLoss
 from segmentation.allocator import keep_freed_memory
-from segmentation.ends import Normalise
+from segmentation.models.layers import Normalise
 
 PAIRS, BATCH, CLASSES = 7, 4, 19
 LABELS = (8, 11, 360, 480)  # N, K, H, W of the rows about loss and metric: CamVid

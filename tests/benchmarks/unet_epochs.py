@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from segmentation.ends import Normalise, start_undecided  # noqa: E402
+from segmentation.models.layers import Normalise, start_undecided  # noqa: E402
 
 
 class PeerUNet(nn.Module):

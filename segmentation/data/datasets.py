@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..errors import BadInput
 from . import scenes
 from .cache import (
     Unreadable,
@@ -26,7 +27,6 @@ from .cache import (
     read_mask,
     store,
 )
-from .errors import BadInput
 from .labels import ANTIALIASED, drone_classes, label_table, parse_label_map
 from .layouts import SPLITS, find_layout, find_pairs, name_classes, split_names
 

@@ -5,11 +5,11 @@ import math
 import os
 from typing import Any
 
-from .datasets import parse_label_map
+from .data.datasets import parse_label_map
+from .data.transforms import SIZES
 from .errors import BadInput
-from .mix_transformer import VARIANTS
-from .segformer import DECODERS
-from .transforms import SIZES
+from .models.mix_transformer import VARIANTS
+from .models.segformer import DECODERS
 
 # What differs for the built-in scenes: nothing to download, and epochs that fit five minutes on two cores.
 SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "augment": 120, "max_minutes": 5.0}

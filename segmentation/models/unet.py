@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from .ends import Normalise, start_undecided
+from .layers import Normalise, start_undecided
 
 
 class ResNet18Encoder(nn.Module):

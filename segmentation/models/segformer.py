@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ends import Normalise, start_undecided
-from .huggingface import HuggingFaceSegFormer
+from ..pretrained.huggingface import HuggingFaceSegFormer
+from .layers import Normalise, start_undecided
 from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, Linear, MixTransformer, initialise, linear
 
 

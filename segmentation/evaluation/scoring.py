@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .distributed import all_reduce_sum, rank, world_size
+from ..distributed import all_reduce_sum, rank, world_size
+from ..losses import tversky_loss, tversky_sums
+from ..metrics import ConfusionMatrix, confusion_matrix, image_scores
+from ..training.clock import Stopped
 from .inference import Flips, predict_strips, usual_tile
-from .losses import tversky_loss, tversky_sums
-from .metrics import ConfusionMatrix, confusion_matrix, image_scores
-from .stopping import Stopped
 
 
 def score_split(

@@ -14,11 +14,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .distributed import gather, rank, synchronise_batchnorm, world_size
-from .mix_transformer import Stage
-from .models import build_model
+from ..distributed import gather, rank, synchronise_batchnorm, world_size
+from ..models import build_model
+from ..models.mix_transformer import Stage
+from ..models.uformer import UFormer
 from .pipeline import Pipeline, Single, encoder_levels, own_places
-from .uformer import UFormer
 
 
 def batch_share(way: str) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .datasets import SegmentationDataset
-from .distributed import rank
-from .stopping import Clock
+from ..data.datasets import SegmentationDataset
+from ..distributed import rank
+from .clock import Clock
 
 
 def introduce(data: SegmentationDataset, model: nn.Module, steps: int, out: Path) -> None:

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from .distributed import all_reduce_sum, rank
+from ..distributed import all_reduce_sum, rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2 is what OAR sends before the walltime
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .errors import BadInput
+from ..errors import BadInput
 
 SMALLEST_SIDE = 32  # of an image that every model accepts
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from .checkpoint import load_checkpoint
-from .datasets import SegmentationDataset
-from .errors import BadInput
-from .models import build_model
-from .pretrained import load_encoder_weights
-from .uformer import UFormer
+from ..checkpoint import load_checkpoint
+from ..data.datasets import SegmentationDataset
+from ..errors import BadInput
+from ..models import build_model
+from ..models.uformer import UFormer
+from . import load_encoder_weights
 
 Start = tuple[nn.Module, dict, dict | None]  # model, its configuration, source and licence of weights trained elsewhere
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import BadInput
+from ..errors import BadInput
 from .labels import ANTIALIASED
 
 VERSION = 1  # part of every key: raise it when decoding changes

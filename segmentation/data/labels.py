@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BadInput
+from ..errors import BadInput
 
 IGNORED = 255
 ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-from .distributed import alone, rank, say, world_size
-from .errors import BadInput
-from .mix_transformer import Stage
-from .segformer import SegFormer
-from .unet import ResNet18UNet
+from ..distributed import alone, rank, say, world_size
+from ..errors import BadInput
+from ..models.mix_transformer import Stage
+from ..models.segformer import SegFormer
+from ..models.unet import ResNet18UNet
 
 Single = SegFormer | ResNet18UNet  # what has one encoder and one decoder
 MICRO_BATCHES_PER_RANK = 4  # GPipe, section 2.3: from four times the ranks on, waiting hardly counts

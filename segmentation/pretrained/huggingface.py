@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BadInput
-from .mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
-from .weight_files import read_weights, weights_file
-from .weight_names import DECODER_LAYERS, fill, recognise, translate
+from ..errors import BadInput
+from ..models.mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
+from .files import read_weights, weights_file
+from .names import DECODER_LAYERS, fill, recognise, translate
 
 # what no tensor's shape shows, and all published SegFormers share
 ARCHITECTURE = {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import BadInput
+from ..errors import BadInput
 
 TIMEOUT = 8.0  # seconds for a server to answer, and between two pieces of its answer
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
-from .errors import BadInput
-from .mix_transformer import MixTransformer
-from .unet import ResNet18Encoder
-from .weight_files import fetch, read_weights, weights_file
-from .weight_names import recognise, translate
+from ..errors import BadInput
+from ..models.mix_transformer import MixTransformer
+from ..models.unet import ResNet18Encoder
+from .files import fetch, read_weights, weights_file
+from .names import recognise, translate
 
 RESNET18_URL = ResNet18_Weights.IMAGENET1K_V1.url
 MIT_URL = "https://huggingface.co/nvidia/mit-{variant}/resolve/main/pytorch_model.bin"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BadInput
+from ..errors import BadInput
 from .labels import ANTIALIASED, CAMVID, IGNORED, drone_classes, numbered_classes, read_classes
 
 SPLITS = ("train", "val", "test")

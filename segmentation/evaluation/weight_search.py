@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .distributed import all_reduce_sum, rank, world_size
+from ..distributed import all_reduce_sum, rank, world_size
+from ..metrics import class_scores, confusion_matrix
 from .inference import Flips, predict_strips, usual_tile
-from .metrics import class_scores, confusion_matrix
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
 PASSES = 6  # over the images, of the search by class

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .errors import BadInput
-from .mix_transformer import VARIANTS
+from ..errors import BadInput
+from ..models.mix_transformer import VARIANTS
 
 # Columns: a layer here, in Hugging Face's files, in transformers' own modules since version 5, in NVlabs' files.
 # i counts stages from 0, n from 1, j blocks; a+b are two layers there, stacked in one here.

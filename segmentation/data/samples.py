@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import BadInput
-from .stopping import ignore_signals
+from ..errors import BadInput
+from ..training.clock import ignore_signals
 from .transforms import SIZES, draw_augmentation, draw_crop, draw_fast, transform_pair
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoint import read_checkpoint, save_checkpoint, write_atomically
-from .curves import curves_svg
-from .distributed import all_reduce_sum, rank, world_size
-from .errors import BadInput
+from ..checkpoint import read_checkpoint, save_checkpoint, write_atomically
+from ..distributed import all_reduce_sum, rank, world_size
+from ..errors import BadInput
+from ..report.curves import curves_svg
+from .clock import Clock
 from .parallel import whole_optimizer_state, whole_weights
 from .pipeline import Pipeline
-from .stopping import Clock
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s")
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into exit code 99

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from .errors import BadInput
+from ..errors import BadInput
 from .segformer import SegFormer
 from .uformer import UFormer
 from .unet import ResNet18UNet

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .inference import Flips, Size, predict_strips, usual_tile
+from ..evaluation.inference import Flips, Size, predict_strips, usual_tile
 
 IGNORED = 255
 LONGEST = 800  # pixels of the longer side of a picture in a report

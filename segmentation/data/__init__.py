@@ -1,0 +1,1 @@
+"""Data sets: recognised, checked, cached, augmented, sampled."""

@@ -1,0 +1,1 @@
+"""Prediction, scores, and the search for the UFormer's weights."""

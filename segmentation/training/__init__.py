@@ -1,0 +1,1 @@
+"""What a training needs beside model, loss and data: ranks, time and signals, the run's folder."""
