@@ -1,13 +1,13 @@
 """Train one model: on a CPU or GPU, in one process or in many.
 
-    python train.py                                                  # built-in scenes, nothing to download
+    python train.py                                            # built-in scenes, nothing to download
     python train.py --model unet --data DIR --task binary
-    torchrun --nproc_per_node=4 train.py --model segformer           # one node, four GPUs; the same flags
-    python train.py ... --resume                                     # go on where the run in --out was stopped
+    torchrun --nproc_per_node=4 train.py --model segformer     # one node, four GPUs; the same flags
+    python train.py ... --resume                               # go on where the run in --out stopped
 
-The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam, reduce on plateau,
-600 augmented samples an epoch; `--recipe fast` learns more in the same minutes. The batch size is global: N ranks
-compute what one computes.
+The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam,
+reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more in the same minutes.
+The batch size is global: N ranks compute what one computes.
 """
 
 import argparse
@@ -19,199 +19,268 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
 from segmentation.allocator import keep_freed_memory
-from segmentation.arguments import training_arguments
+from segmentation.arguments import recipe_of, training_arguments
 from segmentation.checkpoint import restore_model
 from segmentation.data.datasets import SegmentationDataset, open_dataset
-from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
+from segmentation.data.samples import EpochOrder, TrainingSamples
 from segmentation.errors import BadInput, exit_on_bad_input
+from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_split
+from segmentation.files import write_atomically, write_csv
 from segmentation.pretrained.initial import start_fresh, start_from
-from segmentation.recipes import criterion_for, learning_rate_factor, optimizer_for, shrink
+from segmentation.recipes import (
+    Recipe,
+    criterion_for,
+    learning_rate_factor,
+    optimizer_for,
+    sample_divisor,
+)
+from segmentation.report.curves import curves_svg
 from segmentation.training.clock import Clock, Stopped, ignore_signals
-from segmentation.training.log import introduce, print_epoch, show_progress
-from segmentation.training.parallel import batch_share, load_optimizer_state, spread, whole_model
+from segmentation.training.log import print_epoch, print_summary, show_progress
+from segmentation.training.parallel import (
+    distribute_model,
+    load_optimizer_state,
+    rank_slice,
+    whole_model,
+    whole_optimizer_state,
+    whole_weights,
+)
 from segmentation.training.pipeline import Pipeline
+from segmentation.training.progress import HISTORY, Progress
 from segmentation.training.run_folder import (
-    HISTORY,
     MARKER,
     environment,
     open_run,
-    save_run,
+    try_write,
+    write_checkpoint,
     write_config,
-    write_history,
 )
 
 
 def main() -> None:
     args = training_arguments(__doc__.split("\n\n")[0])
-    clock = Clock(args.max_minutes)  # first of all: from here on a signal is noted, whatever goes on
+    recipe = recipe_of(args)
+    clock = Clock(args.max_minutes, args.save_every)  # from here on a signal is noted
+
+    # 1. One process, or one of many.
     device = distributed.setup(args.device)
     torch.manual_seed(args.seed)
     keep_freed_memory()
+
+    # 2. The run's folder, and the run in it, if one is to go on.
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
-    if saved:
-        clock.go_on_from(saved["resume"]["seconds"])
 
-    # Data
-    data = distributed.first_rank_first(
-        lambda: open_dataset(
-            args.data,
-            task=args.task,
-            seed=args.seed,
-            label_map=args.label_map,
-            skip_bad=args.skip_bad,
-            image_size=args.image_size,
-            splits=saved["data"]["splits"] if saved else None,
-        )
+    # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
+    data = distributed.first_rank_first(lambda: open_data(args, saved))
+    samples = TrainingSamples(data, "train", crop=args.crop, seed=args.seed, recipe=recipe)
+    place, places = rank_slice(args.parallel)
+    order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=place, world=places)
+    loader = DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
+    )
+    steps = len(order)
+
+    # 4. Model.
+    model, config, source = distributed.first_rank_first(lambda: start_model(args, data, saved))
+    model.to(device)
+    frozen = frozen_parts(model, args.freeze_members, args.freeze_encoder)
+    for part in frozen:
+        part.requires_grad_(False)
+
+    # 5. Loss and ranks.
+    criterion = criterion_for(recipe, data.pixel_counts["train"]).to(device)
+    parallel = distribute_model(model, args.parallel, device, criterion, args.amp)
+    if args.compile:
+        # Sizes are few, and torch's compiler fails on a map whose sides are unknown.
+        parallel.compile(dynamic=False)
+
+    # 6. Optimizer and schedule.
+    trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
+    optimizer = optimizer_for(recipe, trained, device)
+    scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
+    progress = Progress(lr=recipe.lr, epoch_began=clock.now())
+    if saved:
+        resume = saved["resume"]
+        load_optimizer_state(parallel, optimizer, resume["optimizer"])
+        scheduler.load_state_dict(resume["scheduler"])
+        progress = Progress(**resume["progress"], history=saved["history"])
+        clock.go_on_from(saved["seconds"])
+
+    # 7. What every checkpoint says of its run.
+    about = describe_run(args, data, config, source, device)
+    save = partial(save_run, out, parallel, optimizer, scheduler, progress, clock, about)
+    if distributed.rank() == 0:
+        write_config(out, about)
+        if saved:
+            write_history(out, progress.history)
+        pixels = dict(zip(data.classes, data.pixel_counts["train"], strict=True))
+        print_summary(data.layout, data.splits, pixels, data.skipped, model, steps, out)
+
+    # 8. Train: an epoch, its scores on val, its row of history, its checkpoints.
+    def divisor_at(step: int) -> int:
+        """Ranks ask when they order a step's samples, after the same poll, so they agree."""
+        share = progress.share(step, steps, recipe.epochs, clock.time_used())
+        return sample_divisor(recipe, share)
+
+    how = Prediction(device, amp=args.amp)
+    written = True
+    try:
+        while not progress.is_finished(recipe.epochs, args.max_minutes):
+            order.set_epoch(progress.epoch, start=progress.step, divisor=divisor_at)
+            model.train()
+            for part in frozen:
+                part.eval()  # BatchNorm's statistics are frozen too
+            data_wait = train_one_epoch(
+                parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
+            )
+            trained_until = clock.now()
+            with clock.validation():
+                whole = whole_model(parallel, config)
+                weights = {"alpha": recipe.alpha, "beta": recipe.beta}
+                scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)
+            finish_epoch(progress, scores, scheduler, recipe, clock, trained_until)
+            if clock.time_used() >= 1:
+                progress.limit_reached = args.max_minutes
+            written = save_epoch(out, progress, scores, save)
+            if distributed.rank() == 0:
+                print_epoch(progress, recipe.epochs, data_wait)
+            if clock.poll() and not progress.is_finished(recipe.epochs, args.max_minutes):
+                raise Stopped
+    except Stopped:
+        leave_resumable(out, progress, save)
+        return
+    if not written:
+        sys.exit(f"error: done, but the last save failed: {out} holds files of an earlier moment")
+    best = f"best val mIoU {progress.best_miou:.4f}, {out / 'best.pt'}"
+    distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}")
+
+
+def open_data(args: argparse.Namespace, saved: dict | None) -> SegmentationDataset:
+    """The data set, with the splits of the run that goes on. BadInput if nothing is labelled."""
+    data = open_dataset(
+        args.data,
+        task=args.task,
+        seed=args.seed,
+        label_map=args.label_map,
+        skip_bad=args.skip_bad,
+        image_size=args.image_size,
+        splits=saved["data"]["splits"] if saved else None,
     )
     for split in ("train", "val"):
         if not any(data.pixel_counts[split]):
-            raise BadInput(f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them")
-    samples = TrainingSamples(
-        data, "train", crop=args.crop, augment=args.augment, seed=args.seed, recipe=args.recipe, sizes=args.sizes
-    )
-    share, shares = batch_share(args.parallel)
-    order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)
-    height, width = samples[0, 0]["image"].shape[1:]
-    if args.batch_size == 1 and max(height, width) <= 32:
-        sentence = "leaves BatchNorm a single value to take statistics of: use --batch-size 2 or more"
-        raise BadInput(f"--batch-size 1 of {height} x {width} pixels {sentence}")
-    loader = make_loader(samples, order, args.workers)
-    steps = len(order)
+            raise BadInput(
+                f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
+            )
+    return data
 
-    # Model
-    model, config, weights_from = distributed.first_rank_first(lambda: start_model(args, data, saved))
-    model.to(device)
-    frozen = frozen_parts(model, args)
-    for part in frozen:
-        part.requires_grad_(False)
-    criterion = criterion_for(args.recipe, args.alpha, args.beta, data.pixel_counts["train"])
-    parallel = spread(model, args.parallel, device, criterion, args.amp)
-    if args.compile:
-        parallel.compile(dynamic=False)  # sizes are few, and torch's compiler fails on a map whose sides are unknown
 
-    # Recipe
-    trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
-    optimizer = optimizer_for(args.recipe, trained, args.lr, device)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
-    state: dict = {"epoch": 0, "step": 0, "loss_sum": 0.0, "lr": args.lr, "best": -1.0, "history": []}
-    state |= {"started": clock.now(), "time_up": 0.0}
+def start_model(
+    args: argparse.Namespace, data: SegmentationDataset, saved: dict | None
+) -> tuple[nn.Module, dict, dict | None]:
+    """The model as it starts, its configuration, and the source of weights trained elsewhere.
+
+    The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights
+    and random elsewhere.
+    """
     if saved:
-        load_optimizer_state(parallel, optimizer, saved["resume"]["optimizer"])
-        scheduler.load_state_dict(saved["resume"]["scheduler"])
-        state = saved["resume"]["state"]
+        model = restore_model(saved, f"{args.out}/last.pt")
+        return model, saved["config"], saved["encoder_weights"]
+    if args.init:
+        return start_from(args.init, args.model, data)
+    names = ("variant", "decoder", "drop_path", "dropout")
+    segformer = {name: getattr(args, name) for name in names}
+    return start_fresh(args.model, len(data.classes), segformer, args.encoder_weights)
 
-    about = {
+
+def frozen_parts(model: nn.Module, members: bool, encoders: bool) -> list[nn.Module]:
+    """The modules that keep their weights: a UFormer's members, or the encoder of each model."""
+    if members:
+        return [model.members]
+    if encoders:
+        return [part.encoder for part in getattr(model, "members", [model])]
+    return []
+
+
+def describe_run(
+    args: argparse.Namespace,
+    data: SegmentationDataset,
+    config: dict,
+    source: dict | None,
+    device: torch.device,
+) -> dict:
+    """What a checkpoint says of its run beside weights, scores and progress: see checkpoint.py."""
+    return {
         "config": config,
         "classes": data.classes,
         "palette": data.palette,
         "data": data.describe(),
+        "loss": {"alpha": args.alpha, "beta": args.beta},
         "args": vars(args),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "encoder_weights": weights_from,
+        "encoder_weights": source,
         "environment": environment(device),
     }
-    save = partial(save_run, out, parallel, optimizer, scheduler, state, clock, about)
-    if distributed.rank() == 0:
-        write_config(out, about)
-        if saved:
-            write_history(out, state["history"])
-        introduce(data, model, steps, out)
-
-    def shrink_at(step: int) -> int:
-        """All ranks ask when they order a step's samples, after the same step, so their clocks agree."""
-        return shrink(progress_at(step, steps, state, clock, args), args.coarse)
-
-    written = True
-    try:
-        while not finished(state, args):
-            order.set_epoch(state["epoch"], start=state["step"], shrink=shrink_at)
-            waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
-            trained_until, agreed = clock.now(), clock.agreed
-            whole = whole_model(parallel, config)
-            scores = score_split(
-                whole, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
-            )
-            clock.poll()
-            clock.reserve = clock.agreed - agreed  # the time limit leaves room for the last validation
-            best_before = state["best"]
-            finish_epoch(state, scores, scheduler, clock, trained_until, args)
-            written = state["best"] == best_before or save("best.pt", scores)
-            if not written:
-                state["best"] = best_before  # of the file best.pt, so that the next good epoch replaces it
-            written = save("last.pt", scores) and written
-            if distributed.rank() == 0:
-                written = write_history(out, state["history"]) and written
-                print_epoch(state, args.epochs, waited)
-            if clock.poll() and not finished(state, args):
-                raise Stopped
-    except Stopped:
-        if not save("last.pt"):
-            sys.exit(f"error: interrupted in epoch {state['epoch'] + 1}, and the last save failed")
-        distributed.say(f"interrupted in epoch {state['epoch'] + 1}: the same command with --resume goes on")
-        ignore_signals()  # the interpreter's own end has no handlers, and a second signal would make it a failure
-        if torch.distributed.is_torchelastic_launched():  # which hides a code, or starts the ranks again
-            (out / MARKER).touch()
-            return
-        sys.exit(99)
-    if not written:
-        sys.exit(f"error: done, but the last save failed: the files in {out} are of an earlier moment")
-    distributed.say(f"done in {clock.now() / 60:.1f} minutes: best val mIoU {state['best']:.4f}, {out / 'best.pt'}")
 
 
 def train_one_epoch(
-    model: nn.Module,
     parallel: nn.Module | Pipeline,
-    frozen: list[nn.Module],
     loader: DataLoader,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
-    state: dict,
+    progress: Progress,
+    recipe: Recipe,
     clock: Clock,
     save: Callable[[str], bool],
-    args: argparse.Namespace,
+    amp: bool,
 ) -> float:
-    """From state["step"] to the end of the epoch or of the time. Raises Stopped, `state` complete, after a signal.
+    """From progress.step to the end of the epoch or of the time; the share spent waiting for data.
 
-    Returns the share of this rank's time that it waited for data.
+    Raises Stopped after a signal, `progress` complete.
     """
-    model.train()
-    for part in frozen:
-        part.eval()  # BatchNorm's statistics are frozen too
     device = next(parallel.parameters()).device
-    state["loss_sum"] = torch.as_tensor(state["loss_sum"], device=device)
-    before: tuple[Tensor, list[str]] | None = None
-    steps = state["step"] + len(loader)
+    progress.loss_sum = torch.as_tensor(progress.loss_sum, device=device)
+    steps = progress.step + len(loader)
+    before: LossOfStep | None = None
     began = asked = clock.now()
     waited = 0.0
 
     for batch in loader:
         waited += clock.now() - asked
-        progress = progress_at(state["step"], steps, state, clock, args)
+        time_used = clock.time_used()
+        share = progress.share(progress.step, steps, recipe.epochs, time_used)
         for group in optimizer.param_groups:
-            group["lr"] = state["lr"] * learning_rate_factor(args.recipe, clock.spent(), progress)
-        loss = training_step(parallel, criterion, optimizer, batch, amp=args.amp)
-        check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
-        before = loss, batch["name"]
-        state["loss_sum"] += loss
-        state["step"] += 1
+            group["lr"] = progress.lr * learning_rate_factor(recipe, time_used, share)
+        loss = training_step(parallel, criterion, optimizer, batch, amp)
+        if before:  # the device has this step to work on: it never waits for the host
+            before.check()
+            show_progress(progress, steps, recipe, before.loss, clock)
+        before = LossOfStep(loss, batch["name"])
+        progress.loss_sum += loss
+        progress.step += 1
 
-        show_progress(state, steps, args.epochs, args.batch_size, loss, clock)
         if clock.poll():
-            check_finite(before)
+            before.check()
             raise Stopped
-        if clock.spent() >= 1:
+        if clock.time_used() >= 1:
             break
-        if args.save_every is not None and clock.since_save() >= 60 * args.save_every:
-            check_finite(before)
+        if clock.save_is_due():
+            before.check()
             save("last.pt")
         asked = clock.now()
-    check_finite(before)
+    if before:
+        before.check()
     return waited / (clock.now() - began)
 
 
@@ -222,9 +291,10 @@ def training_step(
     batch: dict,
     amp: bool = False,
 ) -> Tensor:
-    """One step of the optimizer. All ranks call it with their share of a global batch and get the global loss.
+    """One step of the optimizer. Collective: each rank gives its share of a global batch.
 
-    batch: image uint8 N x 3 x H x W, mask uint8 N x H x W, key int64 N. The gradients stay until the next step.
+    batch: image uint8 N x 3 x H x W, mask uint8 N x H x W, key int64 N. Gives the global loss. The
+    gradients stay until the next step.
     """
     device = next(parallel.parameters()).device
     image = batch["image"].to(device, non_blocking=True).to(torch.get_default_dtype()) / 255
@@ -242,76 +312,126 @@ def training_step(
     return loss.detach()
 
 
-def progress_at(step: int, steps: int, state: dict, clock: Clock, args: argparse.Namespace) -> float:
-    """The share of the training that is done at a step of this epoch: of the time limit or of the epochs, if larger."""
-    return max(clock.spent(), (state["epoch"] + step / steps) / args.epochs)
-
-
-def check_finite(step: tuple[Tensor, list[str]] | None) -> None:
-    """RuntimeError naming the batch's files, before anything is saved, if the step's loss is not a number."""
-    if step is not None and not step[0].isfinite():
-        files = ", ".join(distributed.gather(step[1]))
-        raise RuntimeError(f"the loss is {step[0].item()} on {files}: look at these images, or lower --lr")
-
-
-def start_model(
-    args: argparse.Namespace, data: SegmentationDataset, saved: dict | None
-) -> tuple[nn.Module, dict, dict | None]:
-    """The model as it starts, its configuration, and the source and licence of weights trained elsewhere.
-
-    The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights and random elsewhere.
-    """
-    if saved:
-        return restore_model(saved, f"{args.out}/last.pt"), saved["config"], saved["encoder_weights"]
-    if args.init:
-        return start_from(args.init, args.model, data)
-    shape = {"variant": args.variant, "decoder": args.decoder, "drop_path": args.drop_path, "dropout": args.dropout}
-    return start_fresh(args.model, len(data.classes), shape, args.encoder_weights)
-
-
-def frozen_parts(model: nn.Module, args: argparse.Namespace) -> list[nn.Module]:
-    """The modules that are not trained."""
-    if args.freeze_members:
-        return [model.members]
-    if args.freeze_encoder:
-        return [part.encoder for part in (model.members if args.model == "uformer" else [model])]
-    return []
-
-
-def finished(state: dict, args: argparse.Namespace) -> bool:
-    """All epochs are trained, or the time limit is used up; on resume either may have been raised."""
-    return state["epoch"] >= args.epochs or (args.max_minutes is not None and state["time_up"] >= args.max_minutes)
-
-
 def finish_epoch(
-    state: dict,
+    progress: Progress,
     scores: dict,
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+    scheduler: ReduceLROnPlateau,
+    recipe: Recipe,
     clock: Clock,
     trained_until: float,
-    args: argparse.Namespace,
 ) -> None:
     """Write the epoch's row, step the scheduler, move on to the next epoch."""
-    group = scheduler.optimizer.param_groups[0]
+    groups = scheduler.optimizer.param_groups
+    trained_images = progress.step * recipe.batch_size
     row = (
-        state["epoch"] + 1,
-        float(state["loss_sum"]) / state["step"],
+        progress.epoch + 1,
+        float(progress.loss_sum) / progress.step,
         scores["loss"],
         scores["miou"],
         scores["mpa"],
-        group["lr"],
-        clock.now() - state["started"],
-        state["step"] * args.batch_size / (trained_until - state["started"]),
+        groups[0]["lr"],
+        clock.now() - progress.epoch_began,
+        trained_images / (trained_until - progress.epoch_began),
     )
-    state["history"].append(dict(zip(HISTORY, row, strict=True)))
-    for each in scheduler.optimizer.param_groups:
-        each["lr"] = state["lr"]  # the plateau's own rate, without the annealing
-    if args.recipe == "deck":
+    for group in groups:
+        group["lr"] = progress.lr  # the plateau's own, without annealing
+    if recipe.decay is None:
         scheduler.step(scores["loss"])
-    state["best"] = max(state["best"], scores["miou"] or 0.0)
-    state |= {"lr": group["lr"], "epoch": state["epoch"] + 1, "step": 0, "loss_sum": 0.0, "started": clock.now()}
-    if clock.spent() >= 1:
-        state["time_up"] = args.max_minutes
+    progress.complete_epoch(dict(zip(HISTORY, row, strict=True)), groups[0]["lr"], clock.now())
+
+
+def save_epoch(out: Path, progress: Progress, scores: dict, save: Callable) -> bool:
+    """Collective: best.pt if the epoch is the best, last.pt, history. False if any was not written.
+
+    progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
+    """
+    written = True
+    miou = scores["miou"] or 0.0
+    if miou > progress.best_miou:
+        written = save("best.pt", scores)
+        if written:
+            progress.best_miou = miou
+    written = save("last.pt", scores) and written
+    if distributed.rank() == 0:
+        written = write_history(out, progress.history) and written
+    return written
+
+
+def save_run(
+    out: Path,
+    parallel: nn.Module | Pipeline,
+    optimizer: torch.optim.Optimizer,
+    scheduler: ReduceLROnPlateau,
+    progress: Progress,
+    clock: Clock,
+    about: dict,
+    name: str,
+    scores: dict | None = None,
+) -> bool:
+    """Collective: write a checkpoint whose keys are those of checkpoint.py. False if it cannot be."""
+    checkpoint = about | {
+        "model": whole_weights(parallel),
+        "epoch": progress.epoch,
+        "scores": scores,
+        "history": progress.history,
+        "seconds": clock.now(),
+    }
+    if name == "last.pt":
+        checkpoint["resume"] = {
+            "optimizer": whole_optimizer_state(parallel, optimizer),
+            "scheduler": scheduler.state_dict(),
+            "progress": progress.state(),
+        }
+    written = write_checkpoint(out / name, checkpoint)
+    clock.saved()
+    return written
+
+
+def write_history(out: Path, history: list[dict]) -> bool:
+    """history.csv in full precision and curves.svg. False, and said, if one cannot be written."""
+    rows = [list(HISTORY), *(list(row.values()) for row in history)]
+    table, curves = out / "history.csv", out / "curves.svg"
+    drawing = curves_svg({out.resolve().name: history})
+    written = try_write(table, lambda: write_csv(table, rows))
+    return try_write(curves, lambda: write_atomically(curves, drawing.encode())) and written
+
+
+def leave_resumable(out: Path, progress: Progress, save: Callable[[str], bool]) -> None:
+    """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
+    epoch = progress.epoch + 1
+    if not save("last.pt"):
+        sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
+    distributed.say(f"interrupted in epoch {epoch}: the same command with --resume goes on")
+    ignore_signals()  # a second one during the interpreter's end would make it a failure
+    if torch.distributed.is_torchelastic_launched():
+        (out / MARKER).touch()
+        return
+    sys.exit(99)
+
+
+class LossOfStep:
+    """A step's loss, to be looked at when the next step is under way.
+
+    CUDA works in order. The loss is sent to the host right behind its step, so looking at it waits
+    for that step alone, not for what was given since.
+    """
+
+    def __init__(self, loss: Tensor, files: list[str]):
+        self.loss, self.files, self.sent = loss, files, None
+        if loss.device.type == "cuda":
+            self.loss = loss.to("cpu", non_blocking=True)
+            self.sent = torch.cuda.Event()
+            self.sent.record()
+
+    def check(self) -> None:
+        """RuntimeError naming the files, before anything is saved, if the loss is not a number."""
+        if self.sent:
+            self.sent.synchronize()
+        if not self.loss.isfinite():
+            files = ", ".join(distributed.gather(self.files))
+            raise RuntimeError(
+                f"the loss is {self.loss.item()} on {files}: look at these images, or lower --lr"
+            )
 
 
 if __name__ == "__main__":

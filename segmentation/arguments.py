@@ -1,111 +1,75 @@
-"""The command line of the scripts: one set of words, their types and their defaults."""
+"""The command line of the three scripts: one set of words, their types and their defaults."""
 
 import argparse
 import math
 import os
+from dataclasses import asdict, replace
 from typing import Any
 
-from .data.datasets import parse_label_map
-from .data.transforms import SIZES
+from .data.labels import parse_label_map
 from .errors import BadInput
 from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
+from .recipes import RECIPES, Recipe, recipe_for
 
-# What differs for the built-in scenes: nothing to download, and epochs that fit five minutes on two cores.
-SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "augment": 120, "max_minutes": 5.0}
-
-# What differs for --recipe fast: it ends with the minutes or the epochs, whichever come first, and its epochs are long,
-# as early samples are small and validation is not. Convolutions learn from smaller batches and larger steps.
-FAST_DEFAULTS: dict[str, Any] = {"epochs": 1000, "batch_size": 16, "lr": 2e-3, "augment": 3000}
-FAST_DEFAULTS |= {"coarse": [0.4, 0.8], "sizes": list(SIZES)}
-FAST_UNET = {"batch_size": 8, "lr": 4e-3}
+RECIPE_FLAGS = ("epochs", "batch_size", "lr", "augment", "alpha", "beta", "drop_path", "dropout")
+SCENES_DEFAULTS = {"encoder_weights": "none", "max_minutes": 5.0}  # nothing to download
 
 
-def parser_for(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+def parser_for(description: str, **options: Any) -> argparse.ArgumentParser:
     """An argparse parser whose help shows defaults and fits a terminal."""
 
-    def formatter(prog: str) -> argparse.HelpFormatter:
-        return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110)
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Defaults where a flag has one, and the epilog's table as it is."""
 
-    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=formatter)
+        def __init__(self, prog: str):
+            super().__init__(prog, max_help_position=34, width=110)
+
+        def _get_help_string(self, action: argparse.Action) -> str | None:
+            if action.default is None or action.default is False:
+                return action.help
+            return super()._get_help_string(action)
+
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter, **options)
+
+
+def recipe_rows() -> str:
+    """The table of recipes as --help prints it: a column a recipe, U-Net and scenes beside it."""
+    columns = {name: asdict(recipe) for name, recipe in RECIPES.items()}
+    columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
+    columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))
+    lines = ["recipes (flags override the rows down to dropout):"]
+    lines.append(" " * 16 + "".join(f"{name:>15}" for name in columns))
+    for field in asdict(RECIPES["deck"]):
+        cells = []
+        for row in columns.values():
+            value = row[field]
+            text = "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+            cells.append(f"{text:>15}")
+        lines.append(f"{field:16}" + "".join(cells))
+    scenes = ", ".join(f"--{flag_name(name)} {value}" for name, value in SCENES_DEFAULTS.items())
+    return "\n".join([*lines, f"for the built-in scenes also: {scenes}"])
+
+
+def flag_name(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def training_arguments(description: str) -> argparse.Namespace:
     """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
-    scenes, fast, unet = (
-        ", ".join(f"--{k.replace('_', '-')} {str(v).strip('[]').replace(',', '')}" for k, v in defaults.items())
-        for defaults in (SCENES_DEFAULTS, FAST_DEFAULTS, FAST_UNET)
-    )
-    fast = f"For --recipe fast: {fast}; with --model unet: {unet}."
-    parser = parser_for(description, epilog=f"Defaults for the built-in scenes: {scenes}. {fast}")
-
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=["segformer", "unet", "uformer"], default="segformer", help="what to train")
-    model.add_argument("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
-    model.add_argument("--decoder", choices=list(DECODERS), default="conv", help="SegFormer's: ours or the paper's")
-    model.add_argument("--drop-path", type=share, default=0.0, metavar="P", help="stochastic depth; the paper's 0.1")
-    model.add_argument("--dropout", type=share, default=0.0, metavar="P", help="before SegFormer's logits; paper: 0.1")
-    model.add_argument("--init", nargs="+", metavar="FILE", help="start from checkpoints; uformer: one a member")
-    model.add_argument("--encoder-weights", default="imagenet", metavar="W", help="imagenet, none, or a file")
-    model.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
-    model.add_argument("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
-    data.add_argument("--task", choices=["multiclass", "binary"], default="multiclass", help="binary: two classes")
-    data.add_argument("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
-    data.add_argument("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
-    data.add_argument("--image-size", type=positive, nargs=2, metavar=("H", "W"), help="resize images to this")
-    data.add_argument("--crop", type=positive, nargs=2, metavar=("H", "W"), help="train on random windows")
-    data.add_argument("--augment", type=natural, default=600, metavar="N", help="extra augmented samples an epoch")
-    data.add_argument("--workers", type=natural, default=1, metavar="N", help="processes that prepare samples")
-
-    recipe = parser.add_argument_group("recipe")
-    how = "deck: Adam, Tversky loss; fast: AdamW, warm-up and decay, Tversky + cross entropy, small samples at first"
-    recipe.add_argument("--recipe", choices=["deck", "fast"], default="deck", help=how)
-    recipe.add_argument("--epochs", type=positive, default=50, metavar="N", help="times through the samples")
-    recipe.add_argument("--batch-size", type=positive, default=32, metavar="N", help="of all ranks together")
-    recipe.add_argument("--lr", type=positive_float, default=1e-3, help="Adam's, divided by 10 on a plateau")
-    recipe.add_argument("--alpha", type=weight, default=0.3, help="Tversky's weight of false positives")
-    recipe.add_argument("--beta", type=weight, default=0.7, help="Tversky's weight of false negatives")
-    coarse = "shares of the training after which samples of a quarter of the size, then of half of it, end"
-    recipe.add_argument("--coarse", type=share, nargs=2, default=[0.0, 0.0], metavar=("Q", "H"), help=coarse)
-    sizes = "range of the samples' scale, fast alone"
-    recipe.add_argument("--sizes", type=positive_float, nargs=2, metavar=("LOW", "HIGH"), help=sizes)
-    recipe.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    recipe.add_argument("--compile", action="store_true", help="torch.compile")
-    recipe.add_argument("--seed", type=natural, default=0, help="of weights, order and samples")
-    minutes = "end after so long, the learning rate falling to 0; such a run cannot resume bit for bit; 0: no limit"
-    recipe.add_argument("--max-minutes", type=weight, default=0, metavar="M", help=minutes)
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
-    run.add_argument("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
-    run.add_argument("--save-every", type=positive_float, metavar="M", help="minutes between saves inside an epoch")
-    ways = ["ddp", "fsdp", "pipeline"]
-    run.add_argument("--parallel", choices=ways, default="ddp", help="ranks share a model as copies, shards or parts")
-    run.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-
-    known = parser.parse_known_args()[0]
+    parser = parser_for(description, epilog=recipe_rows(), add_help=False)
+    add_model_flags(parser)
+    add_data_flags(parser)
+    add_recipe_flags(parser)
+    add_run_flags(parser)
+    known = parser.parse_known_args()[0]  # without --help, which is to show the defaults set now
+    row = asdict(recipe_for(known.recipe, known.model, known.data))
+    parser.set_defaults(**{name: row[name] for name in RECIPE_FLAGS})
     if known.data == "scenes":
         parser.set_defaults(**SCENES_DEFAULTS)
-    if known.recipe == "fast":
-        parser.set_defaults(**FAST_DEFAULTS | (FAST_UNET if known.model == "unet" else {}))
+    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
-    if args.freeze_members and args.model != "uformer":
-        parser.error("--freeze-members is for --model uformer")
-    if args.init and len(args.init) > 1 and args.model != "uformer":
-        parser.error("--init takes one checkpoint, but for --model uformer")
-    if args.init and args.model == "uformer" and len(args.init) < 2:
-        parser.error("--init takes two checkpoints or more for --model uformer, one a member")
-    if args.coarse[0] > args.coarse[1]:
-        parser.error("--coarse Q H: samples of half the size come after those of a quarter, so H is Q or more")
-    if args.sizes and args.recipe != "fast":
-        parser.error("--sizes is for --recipe fast: the deck's samples have the images' own scale")
-    if args.sizes and args.sizes[0] > args.sizes[1]:
-        parser.error("--sizes LOW HIGH: LOW is not above HIGH")
-    if args.alpha == args.beta == 0:
-        parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
+    check_training(parser, args)
     args.max_minutes = args.max_minutes or None
     args.out = args.out or f"runs/{args.model}"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
@@ -113,16 +77,157 @@ def training_arguments(description: str) -> argparse.Namespace:
     return args
 
 
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The row that was asked for, its numbers replaced by the flags'."""
+    row = recipe_for(args.recipe, args.model, args.data)
+    return replace(row, **{name: getattr(args, name) for name in RECIPE_FLAGS})
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    models = ["segformer", "unet", "uformer"]
+    add("--model", choices=models, default="segformer", help="what to train")
+    add("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
+    add(
+        "--decoder",
+        choices=list(DECODERS),
+        default="conv",
+        help="SegFormer's: conv is this project's, mlp the paper's",
+    )
+    add(
+        "--drop-path",
+        type=fraction,
+        metavar="P",
+        help="stochastic depth; the paper's is 0.1",
+    )
+    add(
+        "--dropout",
+        type=fraction,
+        metavar="P",
+        help="before SegFormer's logits; the paper's is 0.1",
+    )
+    add("--init", nargs="+", metavar="FILE", help="start from checkpoints; uformer: one a member")
+    add("--encoder-weights", default="imagenet", metavar="W", help="imagenet, none, or a file")
+    add("--freeze-encoder", action="store_true", help="train the decoder alone")
+    add("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
+    tasks = ["multiclass", "binary"]
+    add("--task", choices=tasks, default="multiclass", help="binary: two classes")
+    add("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
+    add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
+    sides = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
+    add("--image-size", **sides, help="resize images to this")
+    add("--crop", **sides, help="train on random windows")
+    add(
+        "--augment",
+        type=non_negative_int,
+        metavar="N",
+        help="extra augmented samples an epoch",
+    )
+    add(
+        "--workers",
+        type=non_negative_int,
+        default=1,
+        metavar="N",
+        help="processes that prepare samples",
+    )
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("recipe").add_argument
+    add("--recipe", choices=list(RECIPES), default="deck", help="a column of the table below")
+    add(
+        "--epochs",
+        type=positive_int,
+        metavar="N",
+        help="times through the samples",
+    )
+    add(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="of all ranks together",
+    )
+    add("--lr", type=positive_float, help="highest learning rate")
+    add(
+        "--alpha",
+        type=non_negative_float,
+        help="Tversky's weight of false positives",
+    )
+    add(
+        "--beta",
+        type=non_negative_float,
+        help="Tversky's weight of false negatives",
+    )
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--compile", action="store_true", help="torch.compile")
+    add("--seed", type=non_negative_int, default=0, help="of weights, order and samples")
+    add(
+        "--max-minutes",
+        type=non_negative_float,
+        default=0,
+        metavar="M",
+        help="end after so long, the learning rate falling to 0; 0: no limit; "
+        "such a run cannot resume bit for bit",
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("run").add_argument
+    add("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
+    add("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
+    add(
+        "--save-every",
+        type=positive_float,
+        metavar="M",
+        help="minutes between saves inside an epoch",
+    )
+    strategies = ["ddp", "fsdp", "pipeline"]
+    add(
+        "--parallel",
+        choices=strategies,
+        default="ddp",
+        help="ranks share a model as copies, shards or parts",
+    )
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
+
+
+def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with argparse's message where flags contradict each other."""
+    if args.freeze_members and args.model != "uformer":
+        parser.error("--freeze-members is for --model uformer")
+    if args.init and len(args.init) > 1 and args.model != "uformer":
+        parser.error("--init takes one checkpoint, but for --model uformer")
+    if args.init and args.model == "uformer" and len(args.init) < 2:
+        parser.error("--init takes two checkpoints or more for --model uformer, one a member")
+    if args.alpha == args.beta == 0:
+        parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
+
+
 def evaluation_arguments(description: str) -> argparse.Namespace:
-    """Parse evaluate.py's command line."""
+    """Parse evaluate.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description)
-    parser.add_argument("checkpoints", nargs="+", help="what train.py or ensemble.py wrote; several are compared")
+    add = parser.add_argument
+    add("checkpoints", nargs="+", help="what train.py or ensemble.py wrote; several are compared")
     add_scoring_flags(parser)
-    parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="val where there is no test")
-    parser.add_argument("--json", metavar="FILE", help="write all scores to this file")
-    parser.add_argument("--out", metavar="DIR", help="write report.html with its pictures and tables to this folder")
-    parser.add_argument("--top", type=natural, default=5, metavar="N", help="best and worst images in the report")
-    parser.add_argument("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
+    splits = ["test", "val", "train"]
+    add("--split", choices=splits, default="test", help="val where there is no test")
+    add("--json", metavar="FILE", help="write all scores to this file")
+    add(
+        "--out", metavar="DIR", help="write report.html with its pictures and tables to this folder"
+    )
+    add(
+        "--top",
+        type=non_negative_int,
+        default=5,
+        metavar="N",
+        help="best and worst images in the report",
+    )
+    add("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
     args = parser.parse_args()
     if args.images and not args.out:
         parser.error("--images needs --out, the folder for the predictions")
@@ -134,20 +239,31 @@ def evaluation_arguments(description: str) -> argparse.Namespace:
 
 
 def ensemble_arguments(description: str) -> argparse.Namespace:
-    """Parse ensemble.py's command line."""
+    """Parse ensemble.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description)
-    parser.add_argument("checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--weights", type=weight, nargs="+", metavar="W", help="one a checkpoint")
-    how.add_argument("--search", action="store_true", help="find the weights of best mIoU on val (without --weights)")
-    parser.add_argument("--per-class", action="store_true", help="find a weight for each checkpoint and class")
+    parser.add_argument(
+        "checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes"
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights", type=non_negative_float, nargs="+", metavar="W", help="one a checkpoint"
+    )
+    weights.add_argument(
+        "--search",
+        action="store_true",
+        help="find the weights of best mIoU on val, as without --weights",
+    )
+    parser.add_argument(
+        "--per-class", action="store_true", help="find a weight for each checkpoint and class"
+    )
     parser.add_argument("--out", metavar="FILE", help="write the average as a checkpoint")
     add_scoring_flags(parser)
     args = parser.parse_args()
-    if len(args.checkpoints) < 2:
+    count = len(args.checkpoints)
+    if count < 2:
         parser.error("an average needs two checkpoints or more")
-    if args.weights and len(args.weights) != len(args.checkpoints):
-        parser.error(f"{len(args.checkpoints)} checkpoints need as many --weights, not {len(args.weights)}")
+    if args.weights and len(args.weights) != count:
+        parser.error(f"{count} checkpoints need as many --weights, not {len(args.weights)}")
     if args.weights and not any(args.weights):
         parser.error("--weights are all 0: give one above 0")
     if args.weights and args.per_class:
@@ -157,22 +273,36 @@ def ensemble_arguments(description: str) -> argparse.Namespace:
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """What evaluate.py and ensemble.py share."""
-    parser.add_argument("--data", metavar="DIR", help="where the data lie now (default: where they were in training)")
-    parser.add_argument("--tile", type=positive, metavar="S", help="predict in overlapping tiles of this side")
-    flips = parser.add_mutually_exclusive_group()
-    flips.add_argument("--flips", action="store_true", help="average over all flips, as --recipe deck trains on them")
-    mirror = "average over the image and its mirror image, as --recipe fast trains on them"
-    flips.add_argument("--mirror", dest="flips", action="store_const", const="horizontal", default=False, help=mirror)
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    add = parser.add_argument
+    add(
+        "--data",
+        metavar="DIR",
+        help="where the data lie now (default: where they were in training)",
+    )
+    add(
+        "--tile",
+        type=positive_int,
+        metavar="S",
+        help="predict in overlapping tiles of this side (default: large images alone)",
+    )
+    add(
+        "--flips",
+        nargs="?",
+        const="all",
+        choices=["all", "horizontal"],
+        help="average over flipped views: all, as --recipe deck trains on, or horizontal",
+    )
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
-def natural(text: str) -> int:
+def non_negative_int(text: str) -> int:
     if not 0 <= (value := int(text)) < 2**63:
         raise argparse.ArgumentTypeError(f"{text} is negative or beyond 63 bits")
     return value
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
@@ -184,13 +314,13 @@ def positive_float(text: str) -> float:
     return value
 
 
-def weight(text: str) -> float:
+def non_negative_float(text: str) -> float:
     if not 0 <= (value := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     if not 0 <= (value := float(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value

@@ -1,7 +1,21 @@
 """Checkpoints: plain dicts, written whole or not at all, read without running any code.
 
-Keys: `format`, `model` (state dict), `config` (what build_model needs), `classes`, `palette`, `data` (layout, task,
-splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also what a resumed run needs: `resume`.
+format           the version of this table
+model            state dict of the bare model, as one process has it
+config           what build_model needs
+classes          names, in the order of the labels
+palette          [r, g, b] of each class
+data             arguments of open_dataset, splits with the names of their images, and the layout
+loss             alpha and beta, which a score needs
+epoch            how many were complete
+scores           of val, see evaluation.scoring; None in last.pt saved within an epoch
+history          rows of history.csv, a dict an epoch
+seconds          of training and validation, over all resumptions
+args, command    the command line: parsed, and as it was typed
+encoder_weights  source and licence of weights trained elsewhere, or None
+environment      hardware and versions
+members          UFormers of ensemble.py alone: what each member was trained with
+resume           last.pt alone: optimizer and scheduler (whole state dicts), progress
 """
 
 import io
@@ -17,7 +31,7 @@ from .errors import BadInput
 from .files import write_atomically
 from .models import build_model
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -32,23 +46,61 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     try:
         if path.stat().st_size == 0:
-            raise BadInput(f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt")
-        with warnings.catch_warnings():  # on strange pickles; what they come to is said below, in one line
+            raise BadInput(
+                f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt"
+            )
+        with (
+            warnings.catch_warnings()
+        ):  # on strange pickles; what they come to is said below, in one line
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}): give the path of a checkpoint") from error
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}): give the path of a checkpoint"
+        ) from error
     except pickle.UnpicklingError as error:
-        raise BadInput(f"{path} is not a checkpoint of plain data, so it was not loaded: give another") from error
+        raise BadInput(
+            f"{path} is not a checkpoint of plain data, so it was not loaded: give another"
+        ) from error
     except Exception as error:  # torch reports damaged archives by many types
-        raise BadInput(f"{path} is damaged or not a checkpoint ({type(error).__name__}): give another one") from error
-    if not isinstance(checkpoint, dict) or not {"format", "model", "config", "classes"} <= checkpoint.keys():
-        raise BadInput(f"{path} holds no checkpoint of this project: give one that train.py or ensemble.py wrote")
+        raise BadInput(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): give another one"
+        ) from error
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"format", "model", "config", "classes"} <= checkpoint.keys()
+    ):
+        raise BadInput(
+            f"{path} holds no checkpoint of this project: give one that train.py or ensemble.py wrote"
+        )
+    if checkpoint["format"] == 1:
+        upgrade(checkpoint)
     if checkpoint["format"] != FORMAT:
-        raise BadInput(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}: update the project")
+        version = checkpoint["format"]
+        raise BadInput(
+            f"{path} has format {version}, this version reads 1 to {FORMAT}: update the project"
+        )
     return checkpoint
+
+
+def upgrade(checkpoint: dict) -> None:
+    """From format 1, which had alpha and beta among args and history and seconds twice in last.pt."""
+    checkpoint["format"] = 2
+    args = checkpoint.get("args", {})
+    checkpoint["loss"] = {"alpha": args.get("alpha", 0.3), "beta": args.get("beta", 0.7)}
+    if resume := checkpoint.get("resume"):
+        state = resume.pop("state")
+        resume["progress"] = {
+            "lr": state["lr"],
+            "epoch": state["epoch"],
+            "step": state["step"],
+            "loss_sum": state["loss_sum"],
+            "best_miou": state["best"],
+            "epoch_began": state["started"],
+            "limit_reached": state["time_up"],
+        }
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
@@ -66,5 +118,7 @@ def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error).strip().splitlines()[-1], 200)
-        raise BadInput(f"{path}: its weights do not fit its configuration ({reason}): give another one") from error
+        raise BadInput(
+            f"{path}: its weights do not fit its configuration ({reason}): give another one"
+        ) from error
     return model

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from .distributed import all_reduce_sum
 
+IGNORED = 255  # the label of pixels that count nowhere
 
-def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = IGNORED) -> Tensor:
     """prediction, target: int64 of one shape, any -> int64 K x K, counts of (target, prediction) pairs.
 
     ValueError for a label that is neither a class nor ignored.
@@ -34,7 +36,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 class ConfusionMatrix:
     """Accumulates K x K counts (rows target, columns prediction) and derives every score from them."""
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int, ignore_index: int = IGNORED):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 

@@ -1,53 +1,117 @@
-"""What the two recipes of training differ in: loss, optimizer, learning rate, and the size of the samples.
+"""The recipes of training: one table of numbers, and what is made of them.
 
-deck: Tversky loss, Adam, a tenth of the learning rate on a plateau of val; with --max-minutes a fall to 0 at the end.
-fast: Tversky loss and cross entropy that weighs rare classes more, AdamW, a learning rate that warms up and then falls
-all the way, and samples that grow from a quarter of height and width to half to all of it, as a coarse step costs a
-fraction of a fine one. (What the samples show is in `samples.TrainingSamples`.)
+deck: the student project's. Tversky loss, Adam, a tenth of the learning rate on a plateau of val.
+fast: for minutes. Cross entropy beside the Tversky loss, AdamW, warm-up and polynomial decay, and
+    samples that grow from a quarter of their height and width to all of it: coarse steps are cheap.
+long: fast, for an evening.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from .losses import TverskyCrossEntropy, TverskyLoss
 
-ANNEAL = 0.5  # deck: the learning rate falls to 0 over this last share of the time
-WARM_UP = 0.02  # fast: it rises from 0 over this share of the training
-POWER = 0.9  # ... and falls as this power of what is left
-COARSE = (4, 2)  # what height and width are divided by in the first and second part of the training
-WEIGHT_DECAY = 0.01  # fast
-BALANCE = 0.5  # fast: cross entropy weighs a class by (the median class's pixels / its own) to this power, at most 10
+ANNEAL = 0.5  # without a decay, the learning rate falls to 0 over this last share of a time limit
+HIGHEST_CLASS_WEIGHT = 10.0
 
 
-def criterion_for(recipe: str, alpha: float, beta: float, pixels: list[int]) -> nn.Module:
+@dataclass(frozen=True)
+class Recipe:
+    """One row: what a training does where no flag says otherwise."""
+
+    # Flags of the same names override these.
+    epochs: int
+    batch_size: int  # of all ranks together
+    lr: float
+    augment: int  # extra augmented samples an epoch
+    alpha: float = 0.3  # Tversky's weight of false positives
+    beta: float = 0.7  # and of false negatives
+    drop_path: float = 0.0  # SegFormer: stochastic depth
+    dropout: float = 0.0  # SegFormer: before the logits
+
+    # No flag overrides these.
+    augmentation: str = "aerial"  # a key of data.transforms.AUGMENTATIONS
+    scales: tuple[float, float] = (1.0, 1.0)  # range of a sample's scale
+    coarse: tuple[float, float] = (0.0, 0.0)  # shares of the training at 1/4, then up to 1/2 size
+    class_balance: float | None = None  # cross entropy too, weights (median / own pixels) ** this
+    weight_decay: float | None = None  # None: Adam; a number: AdamW
+    warm_up: float = 0.0  # share of the training over which the learning rate rises
+    decay: float | None = None  # it falls as this power of what is left; None: on a plateau
+
+
+DECK = Recipe(epochs=50, batch_size=32, lr=1e-3, augment=600)
+FAST = Recipe(
+    epochs=1000,  # the time limit ends it; long epochs, because validation is not cheap
+    batch_size=16,
+    lr=2e-3,
+    augment=3000,
+    augmentation="street",
+    scales=(0.76, 1.32),
+    coarse=(0.4, 0.8),
+    class_balance=0.5,
+    weight_decay=0.01,
+    warm_up=0.02,
+    decay=0.9,
+)
+LONG = replace(
+    FAST,
+    augment=6000,
+    alpha=0.5,
+    beta=0.5,
+    drop_path=0.1,
+    dropout=0.1,
+    scales=(0.76, 1.6),
+    coarse=(0.05, 0.3),
+)
+RECIPES = {"deck": DECK, "fast": FAST, "long": LONG}
+
+# Convolutions learn from smaller batches and larger steps.
+UNET = {"fast": {"batch_size": 8, "lr": 4e-3}, "long": {"batch_size": 8, "lr": 4e-3}}
+# The built-in scenes: epochs that fit five minutes on two cores.
+SCENES = {"deck": {"epochs": 24, "batch_size": 8, "augment": 120}}
+
+
+def recipe_for(name: str, model: str, data: str) -> Recipe:
+    """The row of a recipe, with what differs for a U-Net and for the built-in scenes."""
+    changes: dict = {}
+    if model == "unet":
+        changes |= UNET.get(name, {})
+    if data == "scenes":
+        changes |= SCENES.get(name, {})
+    return replace(RECIPES[name], **changes)
+
+
+def criterion_for(recipe: Recipe, pixels: list[int]) -> nn.Module:
     """pixels: how many each class has in the training masks."""
-    if recipe != "fast":
-        return TverskyLoss(alpha, beta)
+    if recipe.class_balance is None:
+        return TverskyLoss(recipe.alpha, recipe.beta)
     counts = torch.tensor(pixels, dtype=torch.float32)
     median = counts[counts > 0].median()
-    return TverskyCrossEntropy(alpha, beta, class_weights=(median / counts).pow(BALANCE).clamp(max=10))
+    weights = (median / counts).pow(recipe.class_balance).clamp(max=HIGHEST_CLASS_WEIGHT)
+    return TverskyCrossEntropy(recipe.alpha, recipe.beta, class_weights=weights)
 
 
 def optimizer_for(
-    recipe: str, parameters: Iterable[nn.Parameter], lr: float, device: torch.device
+    recipe: Recipe, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
     fused = device.type in ("cpu", "cuda")
-    if recipe == "fast":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY, fused=fused)
-    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+    if recipe.weight_decay is None:
+        return torch.optim.Adam(parameters, lr=recipe.lr, fused=fused)
+    decay = recipe.weight_decay
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=fused)
 
 
-def learning_rate_factor(recipe: str, spent: float, progress: float) -> float:
-    """In [0, 1]. spent: the share of the time limit that is used, 0 without one; progress: that or that of the epochs,
-    whichever is more."""
-    if recipe == "fast":
-        return min(1.0, progress / WARM_UP) * max(0.0, 1 - progress) ** POWER
-    return min(1.0, max(0.0, (1 - spent) / ANNEAL))
+def learning_rate_factor(recipe: Recipe, time_used: float, progress: float) -> float:
+    """In [0, 1]. time_used: share of the time limit, 0 without one. progress: of the training."""
+    if recipe.decay is None:
+        return min(1.0, max(0.0, (1 - time_used) / ANNEAL))
+    return min(1.0, progress / recipe.warm_up) * max(0.0, 1 - progress) ** recipe.decay
 
 
-def shrink(progress: float, coarse: Sequence[float]) -> int:
-    """What height and width of the samples are divided by. coarse: the shares of the training that end its first two
-    parts."""
-    return next((n for until, n in zip(coarse, COARSE, strict=True) if progress < until), 1)
+def sample_divisor(recipe: Recipe, progress: float) -> int:
+    """What a sample's height and width are divided by at this share of the training."""
+    quarter_until, half_until = recipe.coarse
+    return 4 if progress < quarter_until else 2 if progress < half_until else 1

@@ -1,13 +1,15 @@
-"""When to stop: signals and the time limit, noted by each rank and agreed between all of them."""
+"""When to stop, validate and save: signals and time, noted by each rank and agreed between all."""
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ..distributed import all_reduce_sum, rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2 is what OAR sends before the walltime
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: OAR's, before the walltime
 
 
 class Stopped(Exception):
@@ -20,10 +22,11 @@ class Clock:
     A signal only sets a flag: the step goes on to its end, where `poll` tells every rank.
     """
 
-    def __init__(self, limit_minutes: float | None = None):
+    def __init__(self, limit_minutes: float | None = None, save_minutes: float | None = None):
         self.limit = None if limit_minutes is None else 60 * limit_minutes
-        self.reserve = 0.0  # seconds of the limit to keep for what follows training
-        self.noted = False
+        self.save_every = None if save_minutes is None else 60 * save_minutes
+        self.validation_seconds = 0.0  # of the limit, kept for what follows training
+        self.signalled = False
         self.go_on_from(0.0)
         for number in SIGNALS:
             signal.signal(number, self._note)
@@ -34,32 +37,50 @@ class Clock:
         self.agreed = self.last_save = seconds
 
     def _note(self, number: int, frame: object) -> None:
-        self.noted = True
+        self.signalled = True
 
     def now(self) -> float:
-        """This rank's own seconds."""
+        """Seconds by this rank's clock; other ranks' differ."""
         return time.monotonic() - self.start
 
     def poll(self) -> bool:
-        """All ranks together: agree on the first rank's seconds and on any rank's signal. True if a signal came."""
+        """Collective: agree on the first rank's seconds and on any rank's signal. True after one."""
         seconds = self.now() if rank() == 0 else 0.0
-        noted, self.agreed = all_reduce_sum(torch.tensor([float(self.noted), seconds], dtype=torch.float64)).tolist()
-        return noted > 0
+        noted = torch.tensor([float(self.signalled), seconds], dtype=torch.float64)
+        signals, self.agreed = all_reduce_sum(noted).tolist()
+        return signals > 0
 
-    def spent(self) -> float:
-        """The share of the time limit that was used by the last poll, the reserve kept back; 0 without a limit."""
-        return 0.0 if self.limit is None else self.agreed / max(self.limit - self.reserve, 1e-9)
+    def check(self) -> None:
+        """Collective: poll, and raise Stopped after a signal."""
+        if self.poll():
+            raise Stopped
 
-    def since_save(self) -> float:
-        """Seconds from the last save to the last poll."""
-        return self.agreed - self.last_save
+    def time_used(self) -> float:
+        """The share of the time limit at the last poll, validation's time kept back; 0 without one."""
+        if self.limit is None:
+            return 0.0
+        return self.agreed / max(self.limit - self.validation_seconds, 1e-9)
+
+    @contextmanager
+    def validation(self) -> Iterator[None]:
+        """Collective: what runs within is timed, and the limit leaves room for as much at its end."""
+        before = self.agreed
+        yield
+        self.poll()
+        self.validation_seconds = self.agreed - before
+
+    def save_is_due(self) -> bool:
+        """Whether the last save is longer ago than was asked for, by the last poll."""
+        return self.save_every is not None and self.agreed - self.last_save >= self.save_every
 
     def saved(self) -> None:
         self.last_save = self.agreed  # not now(): the ranks must agree when the next is due
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """From here on they do nothing. For the processes that prepare samples: torchrun signals them too, and a rank
-    without them could not save."""
+    """Let signals do nothing from here on, in this process.
+
+    For loader workers: torchrun signals them too, and the rank that needs them could not save.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

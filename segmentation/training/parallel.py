@@ -41,13 +41,17 @@ def spread(
     synchronise_batchnorm(model)
     if way == "fsdp":
         mesh = init_device_mesh(device.type, (world_size(),))
-        model.to(memory_format=torch.contiguous_format)  # fully_shard takes no channels-last weights
+        model.to(
+            memory_format=torch.contiguous_format
+        )  # fully_shard takes no channels-last weights
         for unit in [*units(model), model]:
             fully_shard(unit, mesh=mesh)
         return model
     ids = [device.index] if device.type == "cuda" else None
     # The buffers are equal, so no forward has to send them; torch has renamed the argument.
-    buffers = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
+    buffers = {"forward_sync_buffers", "broadcast_buffers"} & signature(
+        DistributedDataParallel
+    ).parameters.keys()
     options: dict[str, Any] = {max(buffers): False}
     return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
 
@@ -57,8 +61,16 @@ def units(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, UFormer):
         return [unit for member in model.members for unit in units(member)]
     assert isinstance(model, Single)
-    layers = [layer for level in encoder_levels(model) for layer in level if isinstance(layer, Stage | nn.Sequential)]
-    return [*layers, *(model.decoder if isinstance(model.decoder, nn.ModuleList) else [model.decoder])]
+    layers = [
+        layer
+        for level in encoder_levels(model)
+        for layer in level
+        if isinstance(layer, Stage | nn.Sequential)
+    ]
+    return [
+        *layers,
+        *(model.decoder if isinstance(model.decoder, nn.ModuleList) else [model.decoder]),
+    ]
 
 
 def whole_weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
@@ -87,20 +99,30 @@ def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
     return model.to(next(parallel.parameters()).device)
 
 
-def whole_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer) -> dict:
+def whole_optimizer_state(
+    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer
+) -> dict:
     """The optimizer's whole state_dict, as one process would have it. All ranks call this together and get it."""
     saved = optimizer.state_dict()
-    state = {i: {key: whole(value) for key, value in entry.items()} for i, entry in saved["state"].items()}
+    state = {
+        i: {key: whole(value) for key, value in entry.items()}
+        for i, entry in saved["state"].items()
+    }
     groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
-        mine = {places[i]: {key: value.cpu() for key, value in entry.items()} for i, entry in state.items()}
+        mine = {
+            places[i]: {key: value.cpu() for key, value in entry.items()}
+            for i, entry in state.items()
+        }
         state = dict(sorted(item for part in gather([mine]) for item in part.items()))
         groups = [groups[0] | {"params": list(range(len(list(parallel.model.parameters()))))}]
     return {"state": state, "param_groups": groups}
 
 
-def load_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict) -> None:
+def load_optimizer_state(
+    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict
+) -> None:
     """Take this rank's part of what `whole_optimizer_state` gave, whatever way the model was spread then."""
     state, groups = saved["state"], saved["param_groups"]
     if isinstance(parallel, Pipeline):
@@ -108,7 +130,10 @@ def load_optimizer_state(parallel: "nn.Module | Pipeline", optimizer: torch.opti
         state = {mine: state[place] for mine, place in enumerate(places) if place in state}
         groups = [groups[0] | {"params": list(range(len(places)))}]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {i: {key: like(value, trained[i]) for key, value in entry.items()} for i, entry in state.items()}
+    state = {
+        i: {key: like(value, trained[i]) for key, value in entry.items()}
+        for i, entry in state.items()
+    }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

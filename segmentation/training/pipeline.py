@@ -21,7 +21,9 @@ from ..models.segformer import SegFormer
 from ..models.unet import ResNet18UNet
 
 Single = SegFormer | ResNet18UNet  # what has one encoder and one decoder
-MICRO_BATCHES_PER_RANK = 4  # GPipe, section 2.3: from four times the ranks on, waiting hardly counts
+MICRO_BATCHES_PER_RANK = (
+    4  # GPipe, section 2.3: from four times the ranks on, waiting hardly counts
+)
 
 
 def encoder_levels(model: Single) -> list[list[nn.Module]]:
@@ -30,7 +32,13 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
         levels = [[stage] for stage in model.encoder.stages]
     else:
         e = model.encoder
-        levels = [[e.conv1, e.bn1, nn.ReLU()], [e.maxpool, e.layer1], [e.layer2], [e.layer3], [e.layer4]]
+        levels = [
+            [e.conv1, e.bn1, nn.ReLU()],
+            [e.maxpool, e.layer1],
+            [e.layer2],
+            [e.layer3],
+            [e.layer4],
+        ]
     return [[model.normalise, *levels[0]], *levels[1:]]
 
 
@@ -52,7 +60,11 @@ class Part(nn.Module):
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
                     is_stage = isinstance(layer, Stage)
-                    x = layer(x.permute(0, 2, 3, 1), keys).permute(0, 3, 1, 2) if is_stage else layer(x)
+                    x = (
+                        layer(x.permute(0, 2, 3, 1), keys).permute(0, 3, 1, 2)
+                        if is_stage
+                        else layer(x)
+                    )
                 maps = (*maps, x)
         if rank() == 0:
             maps = maps[1:]  # without the image
@@ -134,11 +146,15 @@ class Pipeline:
         if not isinstance(model, Single):
             raise BadInput("--parallel pipeline is for one model, not uformer: use ddp or fsdp")
         if not all(parameter.requires_grad for parameter in model.parameters()):
-            raise BadInput("--parallel pipeline trains every layer: leave --freeze-encoder out, or use ddp or fsdp")
+            raise BadInput(
+                "--parallel pipeline trains every layer: leave --freeze-encoder out, or use ddp or fsdp"
+            )
         levels = encoder_levels(model)
         pieces, ranks = len(levels) + 1, world_size()  # the decoder is the last piece
         if ranks > pieces:
-            raise BadInput(f"--parallel pipeline has {pieces} parts for {ranks} ranks: use at most {pieces} ranks")
+            raise BadInput(
+                f"--parallel pipeline has {pieces} parts for {ranks} ranks: use at most {pieces} ranks"
+            )
         cuts = [r * pieces // ranks for r in range(ranks + 1)]
         self.model: Single = model
         self.device, last = device, rank() == ranks - 1
@@ -146,7 +162,9 @@ class Pipeline:
         self.part = Part(levels[self.first_level : self.end], amp)
         self.last = LastPart(model, self.part, criterion) if last else None
         before_last = [layer for level in levels[: cuts[-2]] for layer in level]
-        self.splits = not any(isinstance(m, nn.BatchNorm2d) for layer in before_last for m in layer.modules())
+        self.splits = not any(
+            isinstance(m, nn.BatchNorm2d) for layer in before_last for m in layer.modules()
+        )
         for layer in levels[: self.first_level] + levels[self.end :]:
             nn.ModuleList(layer).to("meta")
         if not last:
@@ -171,7 +189,9 @@ class Pipeline:
         loss = image.new_zeros(())
         if self.last:
             self.last.begin(image, mask, keys, self.micro_batches)
-        self.schedule.step(*([image] if rank() == 0 else []), keys=keys, target=mask if self.last else None)
+        self.schedule.step(
+            *([image] if rank() == 0 else []), keys=keys, target=mask if self.last else None
+        )
         if self.last:
             loss = self.last.loss.to(loss)
         dist.broadcast(loss, world_size() - 1)
@@ -183,7 +203,9 @@ class Pipeline:
         most = MICRO_BATCHES_PER_RANK * world_size() if self.splits else 1
         count = next(m for m in range(min(most, N), 0, -1) if N % m == 0)
         reason = "" if self.splits else ": the encoder's BatchNorm needs the whole batch at once"
-        say(f"pipeline: {count} micro-batch{'es' if count > 1 else ''} of {N // count} images{reason}")
+        say(
+            f"pipeline: {count} micro-batch{'es' if count > 1 else ''} of {N // count} images{reason}"
+        )
         channels = self.model.encoder.channels
         strides = [32 >> (len(channels) - 1 - level) for level in range(len(channels))]
         maps = [
@@ -197,9 +219,13 @@ class Pipeline:
             world_size(),
             self.device,
             input_args=first if rank() == 0 else tuple(maps[: self.first_level]),
-            output_args=image.new_empty(1, device="meta").requires_grad_() if self.last else tuple(maps[: self.end]),
+            output_args=image.new_empty(1, device="meta").requires_grad_()
+            if self.last
+            else tuple(maps[: self.end]),
         )
-        return ScheduleGPipe(stage, count, loss_fn=lambda output, _: output.sum(), scale_grads=False), count
+        return ScheduleGPipe(
+            stage, count, loss_fn=lambda output, _: output.sum(), scale_grads=False
+        ), count
 
 
 def own_places(pipeline: Pipeline) -> list[int]:

@@ -1,0 +1,55 @@
+"""How far a training is."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+HISTORY = (  # the columns of history.csv, a row an epoch
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_miou",
+    "val_mpa",
+    "lr",
+    "seconds",
+    "images_per_s",
+)
+
+
+@dataclass
+class Progress:
+    """What a resumed run goes on from, beside weights, optimizer and scheduler."""
+
+    lr: float  # the plateau's, before warm-up, decay or annealing
+    epoch: int = 0  # how many are complete
+    step: int = 0  # how many of the epoch under way are complete
+    loss_sum: float | Tensor = 0.0  # of these steps
+    best_miou: float = -1.0  # of best.pt, on val
+    epoch_began: float = 0.0  # seconds of the run
+    limit_reached: float = (
+        0.0  # the time limit in minutes that is used up; a resumed run may raise it
+    )
+    history: list[dict] = field(default_factory=list)  # rows of HISTORY
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint, without the history, which stands beside them there."""
+        values = {name: value for name, value in vars(self).items() if name != "history"}
+        return values | {"loss_sum": float(self.loss_sum)}
+
+    def share(self, step: int, steps: int, epochs: int, time_used: float) -> float:
+        """The share of the training done at a step of this epoch: of its epochs or time, if larger."""
+        return max(time_used, (self.epoch + step / steps) / epochs)
+
+    def is_finished(self, epochs: int, max_minutes: float | None) -> bool:
+        """All epochs are trained, or the time limit is used up."""
+        out_of_time = max_minutes is not None and self.limit_reached >= max_minutes
+        return self.epoch >= epochs or out_of_time
+
+    def complete_epoch(self, row: dict, lr: float, now: float) -> None:
+        """Add a row of history and begin the next epoch."""
+        self.history.append(row)
+        self.lr = lr
+        self.epoch += 1
+        self.step, self.loss_sum = 0, 0.0
+        self.epoch_began = now
