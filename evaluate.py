@@ -1,98 +1,109 @@
-"""Score checkpoints, show what they see, predict images: a checkpoint knows its data, its classes and its image size.
+"""Score checkpoints, show what they see, predict images: a checkpoint knows its data and its classes.
 
 python evaluate.py runs/segformer/best.pt
-python evaluate.py runs/segformer/best.pt --out report                      # report.html, its pictures and tables
+python evaluate.py runs/segformer/best.pt --out report                      # report.html and tables
 python evaluate.py runs/unet/best.pt runs/segformer/best.pt --out report    # side by side
 python evaluate.py runs/segformer/best.pt --images DIR --out predictions    # images without masks
 torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
 
-import argparse
 import json
 import shlex
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
 from segmentation import distributed
 from segmentation.arguments import evaluation_arguments
 from segmentation.checkpoint import load_checkpoint
+from segmentation.data.cache import Unreadable, read_image
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
-from segmentation.errors import BadInput, exit_on_bad_input
+from segmentation.data.layouts import SUFFIXES
+from segmentation.errors import BadInput, exit_on_bad_input, writing
+from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically
-from segmentation.folders import make_folder, predict_folder
 from segmentation.report import write_report
-from segmentation.report.pictures import bounded, difference, palette_image, predict_labels
+from segmentation.report.pictures import bounded, difference, overlay, palette_image
 from segmentation.report.sections import hardware_of
-from segmentation.report.tables import Entry, Example, aligned, choose_examples, comparison_table, number
+from segmentation.report.tables import (
+    Entry,
+    Example,
+    aligned,
+    choose_examples,
+    comparison_table,
+    number,
+)
 from segmentation.training.run_folder import environment
+
+ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 
 
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
     device = distributed.setup(args.device)
+    how = Prediction(device, args.tile, args.flips, args.amp)
     if args.out:
-        make_folder(Path(args.out))
+        with writing("--out", args.out):
+            Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
-        predict_folder(
-            args.checkpoints[0], Path(args.images), Path(args.out), tile=args.tile, flips=args.flips, device=device
-        )
+        predict_folder(args.checkpoints[0], Path(args.images), Path(args.out), how)
         return
+
+    # Models and their data
     started = time.monotonic()
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
-    sets = [distributed.first_rank_first(partial(reopen_dataset, meta, args.data)) for meta in metas]
+    sets = []
+    for meta in metas:
+        reopen = partial(reopen_dataset, meta, args.data)
+        sets.append(distributed.first_rank_first(reopen))
     split = choose_split(sets[0], args.split)
     check_comparable(args.checkpoints, sets, split)
+
+    # Scores
     entries = []
+    labels = short_names(args.checkpoints)
     for path, label, model, meta, data in zip(
-        args.checkpoints, short_names(args.checkpoints), models, metas, sets, strict=True
+        args.checkpoints, labels, models, metas, sets, strict=True
     ):
-        settings = meta["args"]
-        scores = score_split(
-            model.to(device),
-            data,
-            split,
-            device=device,
-            alpha=settings["alpha"],
-            beta=settings["beta"],
-            tile=args.tile,
-            flips=args.flips,
-        )
+        scores = score_split(model.to(device), data, split, how, **meta["loss"])
         parameters = sum(parameter.numel() for parameter in model.parameters())
         entries.append(Entry(label, path, parameters, meta, scores))
         if distributed.rank() == 0:
             print_scores(scores, split, path)
-    if distributed.rank() == 0:
-        if len(entries) > 1:
-            print(aligned(comparison_table(entries)))
-        if args.json:
-            by_path = {entry.path: entry.scores for entry in entries}
-            write_json(Path(args.json), entries[0].scores if len(entries) == 1 else by_path)
-        if args.out:
-            draw = partial(draw_example, models=models, sets=sets, args=args, device=device)
-            examples = {
-                heading: [draw(name) for name in names] for heading, names in choose_examples(entries, args.top).items()
-            }
-            where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
-            evaluation = facts_of(args, device, time.monotonic() - started)
-            try:
-                write_report(Path(args.out), entries, examples, where=where, evaluation=evaluation)
-            except OSError as error:
-                raise BadInput(f"--out {args.out} cannot be written ({error.strerror}): choose another") from error
-            print(f"report in {Path(args.out) / 'report.html'}")
+    if distributed.rank() != 0:
+        return
+
+    # What is written
+    if len(entries) > 1:
+        print(aligned(comparison_table(entries)))
+    if args.json:
+        by_path = {entry.path: entry.scores for entry in entries}
+        content = json.dumps(by_path if len(entries) > 1 else entries[0].scores, indent=1)
+        with writing("--json", args.json):
+            write_atomically(args.json, content.encode())
+    if args.out:
+        examples = {}
+        for heading, names in choose_examples(entries, args.top).items():
+            examples[heading] = [draw_example(name, models, sets, how) for name in names]
+        where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
+        facts = facts_of(how, time.monotonic() - started)
+        with writing("--out", args.out):
+            write_report(Path(args.out), entries, examples, where=where, evaluation=facts)
+        print(f"report in {Path(args.out) / 'report.html'}")
 
 
 def choose_split(data: SegmentationDataset, split: str) -> str:
-    """The split asked for, or val where the data set has no test images. BadInput where it is empty."""
+    """The split asked for, or val where the set has no test images. BadInput where it is empty."""
     if split == "test" and not data.splits["test"]:
-        distributed.say("the data set has no test images: scores are on val, which chose the checkpoint")
+        sentence = "the data set has no test images: scores are on val, which chose the checkpoint"
+        distributed.say(sentence)
         split = "val"
     if not data.splits[split]:
         raise BadInput(f"{data.root}: the {split} split is empty: choose another with --split")
@@ -101,29 +112,33 @@ def choose_split(data: SegmentationDataset, split: str) -> str:
 
 def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: str) -> None:
     """BadInput unless all score the same classes on the same pixels."""
+    first = sets[0]
     for path, data in zip(paths, sets, strict=True):
-        if data.classes != sets[0].classes:
-            raise BadInput(f"{path} has other classes than {paths[0]}: compare checkpoints of the same task")
-        images = [(each.splits[split], each.pixel_counts[split]) for each in (data, sets[0])]
-        if images[0] != images[1]:
-            raise BadInput(f"{path} has other {split} images than {paths[0]}: compare checkpoints of the same split")
+        if data.classes != first.classes:
+            raise BadInput(
+                f"{path} has other classes than {paths[0]}: compare checkpoints of the same task"
+            )
+        same_images = data.splits[split] == first.splits[split]
+        if not same_images or data.pixel_counts[split] != first.pixel_counts[split]:
+            raise BadInput(
+                f"{path} has other {split} images than {paths[0]}: "
+                "compare checkpoints of the same split"
+            )
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """Names for columns: the runs' folders, other files' own names; more of the paths if these are not enough."""
+    """Names for columns: the runs' folders, other files' own names; more of the paths if needed."""
     full = [Path(path).resolve() for path in paths]
     runs = [path.parent.name if path.stem in ("best", "last") else path.stem for path in full]
-    choices = (runs, ["/".join(path.parts[-2:]) for path in full])
-    return next((names for names in choices if len(set(names)) == len(paths) and all(names)), list(paths))
+    longer = ["/".join(path.parts[-2:]) for path in full]
+    for names in (runs, longer):
+        if len(set(names)) == len(paths) and all(names):
+            return names
+    return list(paths)
 
 
 def draw_example(
-    name: str,
-    *,
-    models: tuple[nn.Module, ...],
-    sets: list[SegmentationDataset],
-    args: argparse.Namespace,
-    device: torch.device,
+    name: str, models: tuple[nn.Module, ...], sets: list[SegmentationDataset], how: Prediction
 ) -> Example:
     """The pictures of one image for a report, predicted again: scores keep no prediction."""
     size, palette = sets[0].mask(name).shape[:2], sets[0].palette
@@ -132,18 +147,25 @@ def draw_example(
     truth = bounded(palette_image(np.array(sets[0].mask(name)), palette), size)
     predictions = []
     for model, data in zip(models, sets, strict=True):
-        labels, _ = predict_labels(model, data.image(name), size, tile=args.tile, flips=args.flips, device=device)
+        labels, _ = predict_labels(model, data.image(name), size, how)
         predictions.append(bounded(palette_image(labels, palette), size))
-    return Example(name, picture, truth, predictions, [difference(picture, truth, each) for each in predictions])
+    errors = [difference(picture, truth, prediction) for prediction in predictions]
+    return Example(name, picture, truth, predictions, errors)
 
 
-def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, str]:
-    machine = environment(device)
-    tiles = f"tiles of {args.tile}" if args.tile else "whole, very large images in tiles"
-    flips = {False: "", True: ", averaged over flips", "horizontal": ", averaged with their mirror images"}
+def facts_of(how: Prediction, seconds: float) -> dict[str, str]:
+    """What a report says of this evaluation."""
+    assert how.device is not None
+    machine = environment(how.device)
+    tiles = f"tiles of {how.tile}" if how.tile else "whole, very large images in tiles"
+    flips = {
+        None: "",
+        "all": ", averaged over flips",
+        "horizontal": ", averaged with their mirror images",
+    }
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "images": tiles + flips[args.flips],
+        "images": tiles + flips[how.flips],
         "hardware": hardware_of(machine),
         "software": f"torch {machine['torch']}, Python {machine['python']}",
         "time": f"{seconds:.0f} s",
@@ -152,22 +174,103 @@ def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> 
 
 def print_scores(scores: dict, split: str, name: str) -> None:
     present = sum(value is not None for value in scores["iou"].values())
+    rows = {
+        "loss": f"{scores['loss']:.4f}   Tversky, one loss over all pixels",
+        "mIoU": f"{number(scores['miou'])}   of all pixels, "
+        f"over {present} of {len(scores['iou'])} classes",
+        "mPA": number(scores["mpa"]),
+        "pixel accuracy": number(scores["pixel_accuracy"]),
+        "image mIoU": f"{number(scores['image_miou'])}   "
+        "mean over images for each class, then over classes",
+        "image mPA": number(scores["image_mpa"]),
+    }
     print(f"{name} on {len(scores['images'])} {split} images")
-    print(f"loss            {scores['loss']:.4f}   Tversky, one loss over all pixels")
-    print(f"mIoU            {number(scores['miou'])}   of all pixels, over {present} of {len(scores['iou'])} classes")
-    print(f"mPA             {number(scores['mpa'])}")
-    print(f"pixel accuracy  {number(scores['pixel_accuracy'])}")
-    print(f"image mIoU      {number(scores['image_miou'])}   mean over images for each class, then over classes")
-    print(f"image mPA       {number(scores['image_mpa'])}")
+    for title, text in rows.items():
+        print(f"{title:16}{text}")
     classes = [[name, iou, scores["accuracy"][name]] for name, iou in scores["iou"].items()]
     print(f"\n{aligned([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
 
 
-def write_json(path: Path, scores: dict) -> None:
+def predict_folder(checkpoint: str, images: Path, out: Path, how: Prediction) -> None:
+    """Class indices, overlay and confidence of each image as PNG, a printed line for each.
+
+    Each rank takes its share of the images. BadInput at the end if some were bad; the others are
+    predicted.
+    """
+    model, meta = load_checkpoint(checkpoint)
+    model.to(how.device)
+    paths = find_images(images)
+    for kind in ("labels", "overlay", "confidence"):
+        with writing("--out", out / kind):
+            (out / kind).mkdir(parents=True, exist_ok=True)
+    on_terminal = sys.stdout.isatty()
+    stems = [path.stem for path in paths]
+    bad: list[str] = []
+    for index in range(distributed.rank(), len(paths), distributed.world_size()):
+        path, place = paths[index], f"{index + 1}/{len(paths)}"
+        if on_terminal:
+            print(f"\r\033[K{place} {path.name} ...", end="", flush=True)
+        try:
+            if path.stem in stems[:index]:
+                raise Unreadable("has the name of another image but for its ending; rename one")
+            line = predict_file(path, out, model, meta, how)
+        except Unreadable as reason:
+            bad.append(path.name)
+            line = f"left out: {path.name} {reason}"
+        start = "\r\033[K" if on_terminal else ""
+        print(f"{start}{place} {line}", flush=True)
+    bad = distributed.gather(bad)
+    if bad:
+        raise BadInput(
+            f"{images}: {len(bad)} of {len(paths)} images left out: {', '.join(bad)}; "
+            "mend or move them"
+        )
+
+
+def find_images(folder: Path) -> list[Path]:
     try:
-        write_atomically(path, json.dumps(scores, indent=1).encode())
+        files = sorted(folder.iterdir())
+        paths = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
-        raise BadInput(f"--json {path} cannot be written ({error.strerror}): choose another file") from error
+        raise BadInput(
+            f"--images {folder} cannot be listed ({error.strerror}): give a folder of images"
+        ) from error
+    if not paths:
+        raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
+    return paths
+
+
+def predict_file(path: Path, out: Path, model: nn.Module, meta: dict, how: Prediction) -> str:
+    """Predict one image, write its three PNG files, return a line about it.
+
+    The network sees the image as large as in training. Unreadable if it is no good image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image, _ = read_image(path, None)
+    trained = meta["data"]["image_size"]
+    seen = image.resize(trained[::-1], Image.Resampling.BILINEAR) if trained else image
+    size = image.height, image.width
+    labels, confidence = predict_labels(model, np.asarray(seen), size, how)
+    indexed = palette_image(labels, meta["palette"])
+    pictures = {
+        "labels": indexed,
+        "overlay": overlay(image, indexed),
+        "confidence": Image.fromarray(confidence),
+    }
+    for kind, picture in pictures.items():
+        file = out / kind / f"{path.stem}.png"
+        level = 1 if kind == "overlay" else 6  # photographs hardly shrink, but take long
+        with writing("--out", file):
+            picture.save(file, compress_level=level)
+    classes = meta["classes"]
+    shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
+    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= 0.0005]
+    line = f"{path.name}  " + ", ".join(f"{classes[i]} {shares[i]:.1%}" for i in order)
+    if shares.max() > ONE_CLASS:
+        most = classes[shares.argmax()]
+        line += f"  warning: {most} is more than {ONE_CLASS:.1%} of the pixels"
+    return line
 
 
 if __name__ == "__main__":

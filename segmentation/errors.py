@@ -2,11 +2,25 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class BadInput(ValueError):
     """One sentence that says what is wrong, in which file, and what to do. Scripts print it and exit with 2."""
+
+
+@contextmanager
+def writing(flag: str, path: str | Path) -> Iterator[None]:
+    """What cannot be written within becomes a BadInput that names the flag, the path, the reason."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{flag} {path} cannot be written ({reason}): choose another") from error
 
 
 def exit_on_bad_input(main: Callable[[], None]) -> None:

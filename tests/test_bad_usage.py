@@ -230,9 +230,9 @@ def split_folder(place: Place, unlabelled: str) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
-    "--out is a file": (no_folder_possible, "cannot be used as a folder (File exists): choose another"),
-    "--out under a file": (no_folder_below, "cannot be used as a folder (Not a directory)"),
-    "--out with a name too long": (name_too_long, "cannot be used as a folder (File name too long)"),
+    "--out is a file": (no_folder_possible, "cannot be written (File exists): choose another"),
+    "--out under a file": (no_folder_below, "cannot be written (Not a directory)"),
+    "--out with a name too long": (name_too_long, "cannot be written (File name too long)"),
     "--out holds a run": (
         held,
         "already holds a run (best.pt): add --resume to go on with it, or choose another --out",

@@ -10,9 +10,9 @@ from conftest import run_script
 from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
-from segmentation.evaluation.inference import LARGE_TILE, LARGEST_WHOLE, predict_strips, usual_tile
+from segmentation.evaluation.inference import Prediction, predict_labels, predict_strips
 from segmentation.metrics import ConfusionMatrix
-from segmentation.report.pictures import UNSCORED, WRONG, bounded, difference, overlay, palette_image, predict_labels
+from segmentation.report.pictures import UNSCORED, WRONG, bounded, difference, overlay, palette_image
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0)
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_done_is_said_in_one_line(
     for flags, reason in (
         (("--images", tmp_path / "empty", "--out", tmp_path), "holds no images"),
         (("--images", tmp_path / "gone", "--out", tmp_path), "cannot be listed"),
-        (("--images", tiny_folder / "images", "--out", tmp_path / "file"), "cannot be made"),
-        (("--out", tmp_path / "file" / "deeper"), "cannot be made"),
+        (("--images", tiny_folder / "images", "--out", tmp_path / "file"), "cannot be written"),
+        (("--out", tmp_path / "file" / "deeper"), "cannot be written"),
     ):
         assert run_script("evaluate", checkpoint, *flags) == 2
         error = capsys.readouterr().err
@@ -179,16 +179,10 @@ def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path:
 def test_labels_and_confidence_are_those_of_the_strips():
     model = torch.nn.Conv2d(3, 4, 3, padding=1)
     image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
-    labels, confidence = predict_labels(model, image, (70, 101), tile=None, flips=False, device="cpu")
+    labels, confidence = predict_labels(model, image, (70, 101), Prediction())
     whole = torch.cat([strip for _, strip in predict_strips(model, image, output_size=(70, 101))], dim=1)
     assert (labels == whole.argmax(0).numpy()).all()
     assert np.abs(confidence / 255 - whole.amax(0).numpy()).max() < 0.5001 / 255
-
-
-def test_only_very_large_images_are_tiled_unasked():
-    side = int(LARGEST_WHOLE**0.5)
-    assert usual_tile(np.empty((side, side, 3), np.uint8)) is None
-    assert usual_tile(np.empty((4000, 6000, 3), np.uint8)) == LARGE_TILE
 
 
 def test_palette_images_keep_every_index_and_colour():

@@ -37,7 +37,7 @@ def score_split(
     model: nn.Module,
     data: LabelledImages,
     split: str,
-    how: Prediction,
+    how: Prediction | None = None,
     *,
     alpha: float = 0.3,
     beta: float = 0.7,
@@ -93,7 +93,7 @@ def scores_of(
 
 
 def score_image(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction
+    model: nn.Module, data: LabelledImages, name: str, how: Prediction | None
 ) -> tuple[Tensor, Tensor]:
     """One image's confusion matrix (K x K int64) and Tversky sums (3 x K float64), on the CPU."""
     K = len(data.classes)

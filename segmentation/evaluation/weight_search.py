@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, rank, world_size
 from ..metrics import IGNORED, class_scores, confusion_matrix
-from .inference import Prediction, predict_strips
+from .inference import Prediction, device_of, predict_strips
 from .scoring import LabelledImages
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
@@ -74,7 +74,7 @@ def fit_weights(
     members: Sequence[nn.Module],
     data: LabelledImages,
     folds: Sequence[Sequence[str]],
-    how: Prediction,
+    how: Prediction | None = None,
     *,
     per_class: bool = False,
 ) -> list[Fit]:
@@ -87,8 +87,8 @@ def fit_weights(
     Collective: all ranks call it together and get the same answer.
     """
     K = len(data.classes)
-    candidates = candidate_weights(len(members)).to(how.device)
     model = SideBySide(members)
+    candidates = candidate_weights(len(members)).to(device_of(model))
 
     def measure(trials: list[Tensor] | None) -> Tensor:
         """mIoU of each fold's candidates: F x C; with trials, of each change of one class: F x K x C."""
@@ -152,7 +152,7 @@ def next_trial(
 
 
 def labelled_strips(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction
+    model: nn.Module, data: LabelledImages, name: str, how: Prediction | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An image's labelled pixels by strips: the members' probabilities M x K x P, the labels P."""
     image, mask = data.image(name), data.mask(name)

@@ -1,33 +1,14 @@
 """Predictions as pictures: class indices with their colours, an overlay, the confidence, and where truth is missed."""
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
-
-from ..evaluation.inference import Flips, Size, predict_strips, usual_tile
 
 IGNORED = 255
 LONGEST = 800  # pixels of the longer side of a picture in a report
 WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `difference`
 
+Size = tuple[int, int]  # height, width
 Palette = list[list[int]]
-
-
-def predict_labels(
-    model: nn.Module, image: np.ndarray, size: Size, *, tile: int | None, flips: Flips, device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class and confidence of each pixel: two uint8 arrays of `size`, the second 255 times the class's probability.
-
-    image: uint8 H x W x 3. The strips are those that scores are taken from; of their floats one strip is held.
-    """
-    tile = tile or usual_tile(image)
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    for top, probability in predict_strips(model, image, output_size=size, tile=tile, flips=flips, device=device):
-        rows = slice(top, top + probability.shape[1])
-        labels[rows] = probability.argmax(0).cpu().numpy()  # max(0) could break ties in another way
-        confidence[rows] = probability.amax(0).mul(255).round().cpu().numpy()
-    return labels, confidence
 
 
 def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:

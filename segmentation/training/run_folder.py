@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoint import read_checkpoint, save_checkpoint
 from ..distributed import all_reduce_sum, rank
-from ..errors import BadInput
+from ..errors import BadInput, writing
 from ..files import write_atomically
 
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into 99
@@ -34,14 +34,9 @@ def open_run(out: Path, args: dict) -> dict | None:
     cannot be made.
     """
     last = out / "last.pt"
-    try:
+    with writing("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         held = [name for name in ("last.pt", "best.pt") if (out / name).exists()]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise BadInput(
-            f"--out {out} cannot be used as a folder ({reason}): choose another"
-        ) from error
     if held and not args["resume"]:
         raise BadInput(
             f"{out} already holds a run ({held[0]}): "
@@ -78,12 +73,8 @@ def check_settings(saved: dict, args: dict, last: Path) -> None:
 def write_config(out: Path, about: dict) -> None:
     """config.json: what a checkpoint says about its run, for people. BadInput if it cannot be."""
     path = out / "config.json"
-    try:
+    with writing("--out", path):
         write_atomically(path, json.dumps(about, indent=2).encode())
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be written ({error.strerror}): make room, or choose --out"
-        ) from error
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> bool:
