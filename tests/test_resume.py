@@ -136,7 +136,8 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
     arguments = ("--data", tiny_folder, *FLAGS, "--epochs", 10_000, "--out", tmp_path)
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
     first = read_checkpoint(tmp_path / "last.pt")
-    assert 2 < first["seconds"] < 8
+    last_epoch_began = first["seconds"] - first["history"][-1]["seconds"]
+    assert last_epoch_began < 3 and first["seconds"] > 2  # how long an epoch takes is the machine's affair
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
     assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
     assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
