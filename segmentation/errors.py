@@ -1,7 +1,5 @@
 """The one exception a user is meant to read, and how the scripts end."""
 
-import os
-import sys
 from collections.abc import Callable
 
 
@@ -10,10 +8,10 @@ class BadInput(ValueError):
 
 
 def exit_on_bad_input(main: Callable[[], None]) -> None:
-    """Run a script's main: BadInput becomes one message (of the first rank) and exit code 2."""
+    """Run a script's main: BadInput becomes one message, whichever rank has it, and exit code 2."""
+    from .distributed import end_with  # which needs this file
+
     try:
         main()
     except BadInput as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with(str(error))

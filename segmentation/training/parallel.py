@@ -14,11 +14,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed import gather, rank, synchronise_batchnorm, world_size
+from ..distributed import gather, rank, world_size
 from ..models import build_model
 from ..models.mix_transformer import Stage
 from ..models.uformer import UFormer
 from .pipeline import Pipeline, Single, encoder_levels, own_places
+from .sync_batchnorm import synchronise_batchnorm
 
 
 def batch_share(way: str) -> tuple[int, int]:
@@ -45,11 +46,15 @@ def spread(
         for unit in [*units(model), model]:
             fully_shard(unit, mesh=mesh)
         return model
+    known = signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"gradient_as_bucket_view": True}
+    # The buffers are equal, so no forward has to send them; torch 2.13 calls it by a new name.
+    renamed = "forward_sync_buffers" in known
+    options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
+    if "batched_grad_copy" in known:
+        options["batched_grad_copy"] = True  # a bucket's gradients go into it by one kernel
     ids = [device.index] if device.type == "cuda" else None
-    # The buffers are equal, so no forward has to send them; torch has renamed the argument.
-    buffers = {"forward_sync_buffers", "broadcast_buffers"} & signature(DistributedDataParallel).parameters.keys()
-    options: dict[str, Any] = {max(buffers): False}
-    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(model, ids, **options)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
