@@ -130,10 +130,7 @@ def choose_average(
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
-    if given is not None:
-        trials = [given]
-    else:
-        trials = [fits[0].weights, fits[0].best_member()]
+    trials = [given] if given is not None else [fits[0].weights, fits[0].best_member()]
     for weights in trials:
         average = UFormer(*members, weights=weights).to(how.device)
         scores = score_split(average, data, "val", how, **loss)

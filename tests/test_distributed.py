@@ -5,14 +5,19 @@ Ranks are started as users start them, by torchrun; this file is also the script
 
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import cuda_kernels
 import pytest
 import torch
+import torch.distributed as dist
 from benchmarks import parity
 from conftest import assert_same_counts
 from PIL import Image
@@ -20,16 +25,18 @@ from torch import nn
 
 from segmentation import distributed
 from segmentation.checkpoint import load_checkpoint, read_checkpoint
-from segmentation.distributed import SyncBatchNorm2d
+from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.scoring import score_split
 from segmentation.losses import TverskyLoss
 from segmentation.metrics import ConfusionMatrix
+from segmentation.training.sync_batchnorm import SyncBatchNorm2d
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-9  # of all weights after the last step, and of the first gradient, in float64
 SINGLE = 1e-4  # of the first gradient in float32
 MISTAKES = ("half", "loss", "batchnorm")
 SHORT, LONG = 3, 20
+LEAVING = 100  # seconds that a pretended NCCL takes to leave while the others are busy
 
 
 def torchrun(ranks: int, *arguments: str, restarts: int = 0, script: str = __file__, **environment: str):
@@ -166,9 +173,11 @@ def test_arithmetic_over_three_ranks():
     assert code == 0, output
 
 
-def check_batchnorm() -> None:
-    """SyncBatchNorm2d on unequal shares (one empty) is BatchNorm2d on the whole: output, gradients, buffers."""
-    sizes = [4, 0, 2]
+def check_batchnorm(sizes: list[int], on_cuda: bool) -> None:
+    """SyncBatchNorm2d on unequal shares (one empty) is BatchNorm2d on the whole.
+
+    So are output, gradients and buffers. on_cuda: as on GPUs, with stand-ins for CUDA's kernels.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(sum(sizes), 3, 4, 5, generator=generator, dtype=torch.float64) * 3 + 100
     cotangent = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -176,6 +185,8 @@ def check_batchnorm() -> None:
     for norm in (whole, sync):
         nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
         nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(2))
+    if on_cuda:
+        sync.with_any_operators = sync.with_cuda_kernels
     start = sum(sizes[: distributed.rank()])
     rows = slice(start, start + sizes[distributed.rank()])
     for _ in range(2):  # the second time about a running mean that is not 0
@@ -192,6 +203,21 @@ def check_batchnorm() -> None:
     for name, buffer in whole.named_buffers():
         torch.testing.assert_close(getattr(sync, name), buffer, rtol=1e-9, atol=0)
     torch.testing.assert_close(sync.eval()(x), whole.eval()(x), rtol=1e-9, atol=1e-11)
+
+
+def check_bad_input() -> None:
+    """Whichever rank has it, all raise it, and say whose it is unless it is the first's."""
+    for culprit in range(3):
+
+        def action(culprit: int = culprit) -> int:
+            if distributed.rank() == culprit:
+                raise BadInput("no such folder")
+            return culprit
+
+        of_whom = f"rank {culprit} ({socket.gethostname()}): " if culprit else ""
+        with pytest.raises(BadInput, match=f"^{re.escape(of_whom)}no such folder$"):
+            distributed.first_rank_first(action)
+    assert distributed.first_rank_first(distributed.rank) == distributed.rank()
 
 
 def check_sums() -> None:
@@ -333,6 +359,55 @@ def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
     assert code != 0 and "5 parts for 6 ranks" in output
 
 
+def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
+    began = time.monotonic()
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": f"--data {tmp_path / 'nothing'}"}
+    code, output = ends(torchrun(2, "train_otherwise", *train_flags, **environment))
+    assert code != 0
+    sentence = f"{tmp_path / 'nothing'}: no such folder"
+    assert output.count(sentence) == output.count(f"rank 1 ({socket.gethostname()}): {sentence}") == 1
+    assert "[rank0]: Traceback" not in output
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_device_that_one_rank_has_not_is_said_once(train_flags, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": "--device cuda:99"}
+    code, output = ends(torchrun(2, "train_otherwise", *train_flags, "--device", "cpu", **environment))
+    assert code != 0
+    assert output.count("--device cuda:99") == 1
+    assert f"error: rank 1 ({socket.gethostname()}): --device cuda:99: " in output
+    assert "[rank0]: Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["1", "0 1"])
+def test_bad_input_that_ranks_meet_alone_is_said_once(who):
+    code, output = ends(torchrun(2, "meet_bad_input", WHO=who))
+    assert code != 0
+    assert output.count("no such weights") == 1
+    of_whom = "" if who == "0 1" else f"rank 1 ({socket.gethostname()}): "
+    assert f"error: {of_whom}no such weights" in output
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_slowest_as_long_as_it_takes_and_leave():
+    code, output = ends(torchrun(2, "wait"))
+    assert code == 0, output
+    assert output.count("left") == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_does_not_leave_the_group():
+    """NCCL's leaving is a call of all ranks, and the others are in another one."""
+    began = time.monotonic()
+    code, output = ends(torchrun(2, "fail"))
+    assert code == 1
+    assert "RuntimeError: the disk of rank 1 is gone" in output
+    assert "left" not in output
+    assert time.monotonic() - began < LEAVING
+
+
 def failing_train() -> None:
     """train.py, whose rank 1 fails in the sixth step, at the first try."""
     import train
@@ -353,14 +428,72 @@ def failing_train() -> None:
     train.main()
 
 
+def train_otherwise() -> None:
+    """train.py, with other flags on rank 1."""
+    import train
+
+    if os.environ["RANK"] == "1":
+        sys.argv += os.environ["ONLY_RANK_1"].split()
+    exit_on_bad_input(train.main)
+
+
+def meet_bad_input() -> None:
+    distributed.setup("cpu")
+
+    def main() -> None:
+        if os.environ["RANK"] in os.environ["WHO"].split():
+            raise BadInput("no such weights")
+        dist.barrier()
+
+    exit_on_bad_input(main)
+
+
+def slow_to_leave() -> None:
+    """As NCCL may be, whose ranks leave together."""
+
+    def leave() -> None:
+        print("left", flush=True)
+        time.sleep(LEAVING)
+
+    dist.destroy_process_group = leave
+
+
+def wait() -> None:
+    """One second stands in for the ten minutes after which collectives give up."""
+    distributed.setup("cpu")
+    dist.destroy_process_group = lambda: print("left", flush=True)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+
+    def sleep_on(slow: int) -> int:
+        if distributed.rank() == slow:
+            time.sleep(3)
+        return distributed.rank()
+
+    assert distributed.first_rank_first(lambda: sleep_on(0)) == distributed.rank()
+    assert distributed.gather([sleep_on(1)]) == [0, 1]
+    assert distributed.all_reduce_sum(torch.tensor([sleep_on(0)])).item() == 1
+
+
+def fail() -> None:
+    slow_to_leave()
+    distributed.setup("cpu")
+    if distributed.rank() == 1:
+        raise RuntimeError("the disk of rank 1 is gone")
+    dist.all_reduce(torch.zeros(1))
+
+
+def arithmetic() -> None:
+    distributed.setup("cpu", timeout_minutes=1)
+    check_bad_input()
+    check_sums()
+    check_confusion()
+    for sizes in ([4, 0, 2], [0, 4, 2]):
+        check_batchnorm(sizes, on_cuda=False)
+        with cuda_kernels.stand_ins():
+            check_batchnorm(sizes, on_cuda=True)
+    check_ignored_everywhere()
+    check_scores()
+
+
 if __name__ == "__main__":
-    action = sys.argv.pop(1)
-    if action == "failing_train":
-        failing_train()
-    else:
-        distributed.setup("cpu", timeout_minutes=1)
-        check_sums()
-        check_confusion()
-        check_batchnorm()
-        check_ignored_everywhere()
-        check_scores()
+    globals()[sys.argv.pop(1)]()

@@ -1,7 +1,8 @@
-"""How a model is spread over ranks: copies (ddp), shards of every weight (fsdp), or parts one after another (pipeline).
+"""A model over ranks: copies (ddp), shards of every weight (fsdp), parts one after another (pipeline).
 
-Whatever the way, N ranks compute what one process computes on the global batch, and what is saved is the plain state of
-one process: whole weights by name, the optimizer's whole state by the parameter's place in the model.
+Whatever the strategy, N ranks compute what one process computes on the global batch. What is saved
+is the plain state of one process: whole weights by name, the optimizer's whole state by the
+parameter's place in the model.
 """
 
 from inspect import signature
@@ -14,82 +15,81 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed import gather, rank, synchronise_batchnorm, world_size
+from ..distributed import gather, rank, world_size
 from ..models import build_model
 from ..models.mix_transformer import Stage
 from ..models.uformer import UFormer
 from .pipeline import Pipeline, Single, encoder_levels, own_places
+from .sync_batchnorm import synchronise_batchnorm
 
 
-def batch_share(way: str) -> tuple[int, int]:
-    """Which part of each global batch this rank loads, of how many: all of it if its part of the model sees all."""
-    return (0, 1) if way == "pipeline" else (rank(), world_size())
+def rank_slice(strategy: str) -> tuple[int, int]:
+    """Which part of each global batch this rank loads, of how many: all of it in a pipeline."""
+    return (0, 1) if strategy == "pipeline" else (rank(), world_size())
 
 
-def spread(
-    model: nn.Module, way: str, device: torch.device, criterion: nn.Module, amp: bool = False
+def distribute_model(
+    model: nn.Module, strategy: str, device: torch.device, criterion: nn.Module, amp: bool = False
 ) -> "nn.Module | Pipeline":
-    """Spread a model that is on `device` over the ranks; with one rank the model as it is. Changes `model` in place.
+    """Spread a model that is on `device` over the ranks, in place; with one rank it stays as it is.
 
-    ddp and fsdp give a module to call, which averages gradients over ranks in its backward (`TverskyLoss` counts on
-    it); pipeline gives a `Pipeline`. BadInput for what cannot be spread in that way.
+    ddp and fsdp give a module to call, which averages gradients over ranks in its backward:
+    `TverskyLoss` counts on it. BadInput for what cannot be spread in that way.
     """
     if world_size() == 1:
         return model
-    if way == "pipeline":
+    if strategy == "pipeline":
         return Pipeline(model, device, criterion, amp)
     synchronise_batchnorm(model)
-    if way == "fsdp":
+    if strategy == "fsdp":
         mesh = init_device_mesh(device.type, (world_size(),))
-        model.to(
-            memory_format=torch.contiguous_format
-        )  # fully_shard takes no channels-last weights
-        for unit in [*units(model), model]:
+        # fully_shard takes no channels-last weights
+        model.to(memory_format=torch.contiguous_format)
+        for unit in [*fsdp_units(model), model]:
             fully_shard(unit, mesh=mesh)
         return model
+    known = signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"gradient_as_bucket_view": True}
+    # The buffers are equal, so no forward has to send them; torch 2.13 calls it by a new name.
+    renamed = "forward_sync_buffers" in known
+    options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
+    if "batched_grad_copy" in known:
+        options["batched_grad_copy"] = True  # a bucket's gradients go into it by one kernel
     ids = [device.index] if device.type == "cuda" else None
-    # The buffers are equal, so no forward has to send them; torch has renamed the argument.
-    buffers = {"forward_sync_buffers", "broadcast_buffers"} & signature(
-        DistributedDataParallel
-    ).parameters.keys()
-    options: dict[str, Any] = {max(buffers): False}
-    return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(model, ids, **options)
 
 
-def units(model: nn.Module) -> list[nn.Module]:
-    """The modules whose weights fsdp gathers together. SegFormer's decoder is one: it multiplies layers' weights."""
+def fsdp_units(model: nn.Module) -> list[nn.Module]:
+    """The modules whose weights fsdp gathers together.
+
+    SegFormer's decoder is one of them, because it multiplies weights of several layers.
+    """
     if isinstance(model, UFormer):
-        return [unit for member in model.members for unit in units(member)]
+        return [unit for member in model.members for unit in fsdp_units(member)]
     assert isinstance(model, Single)
-    layers = [
-        layer
-        for level in encoder_levels(model)
-        for layer in level
-        if isinstance(layer, Stage | nn.Sequential)
-    ]
-    return [
-        *layers,
-        *(model.decoder if isinstance(model.decoder, nn.ModuleList) else [model.decoder]),
-    ]
+    found = [layer for level in encoder_levels(model) for layer in level]
+    layers = [layer for layer in found if isinstance(layer, Stage | nn.Sequential)]
+    decoder = model.decoder
+    return [*layers, *(decoder if isinstance(decoder, nn.ModuleList) else [decoder])]
 
 
 def whole_weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
-    """The whole model's state dict, as one process would have it. All ranks call this together and get it."""
+    """Collective: the whole model's state dict, as one process has it, on every rank."""
     if isinstance(parallel, Pipeline):
         state = parallel.model.state_dict()
         parts = gather([{name: value.cpu() for name, value in state.items() if not value.is_meta}])
         found = {name: value for part in parts for name, value in part.items()}
         return {name: found[name] for name in state}
     module = parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
-    return {name: whole(value) for name, value in module.state_dict().items()}
+    return {name: full_tensor(value) for name, value in module.state_dict().items()}
 
 
-def whole(value: Any) -> Any:
+def full_tensor(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
-    """The model on every rank, to be called by each as it likes; a copy where it is spread. All ranks call this."""
+    """Collective: the whole model on every rank, to be called alone; a copy where it is spread."""
     if isinstance(parallel, DistributedDataParallel):
         return parallel.module
     if not isinstance(parallel, FSDPModule | Pipeline):
@@ -102,45 +102,46 @@ def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
 def whole_optimizer_state(
     parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer
 ) -> dict:
-    """The optimizer's whole state_dict, as one process would have it. All ranks call this together and get it."""
+    """Collective: the optimizer's whole state_dict, as one process has it, on every rank."""
     saved = optimizer.state_dict()
-    state = {
-        i: {key: whole(value) for key, value in entry.items()}
-        for i, entry in saved["state"].items()
-    }
+    state = {}
+    for index, entry in saved["state"].items():
+        state[index] = {key: full_tensor(value) for key, value in entry.items()}
     groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
-        mine = {
-            places[i]: {key: value.cpu() for key, value in entry.items()}
-            for i, entry in state.items()
-        }
-        state = dict(sorted(item for part in gather([mine]) for item in part.items()))
-        groups = [groups[0] | {"params": list(range(len(list(parallel.model.parameters()))))}]
+        own = {}
+        for index, entry in state.items():
+            own[places[index]] = {key: value.cpu() for key, value in entry.items()}
+        state = dict(sorted(item for part in gather([own]) for item in part.items()))
+        count = len(list(parallel.model.parameters()))
+        groups = [groups[0] | {"params": list(range(count))}]
     return {"state": state, "param_groups": groups}
 
 
 def load_optimizer_state(
     parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict
 ) -> None:
-    """Take this rank's part of what `whole_optimizer_state` gave, whatever way the model was spread then."""
-    state, groups = saved["state"], saved["param_groups"]
+    """Take this rank's part of what `whole_optimizer_state` gave, by any strategy."""
+    state: dict = saved["state"]
+    groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
-        state = {mine: state[place] for mine, place in enumerate(places) if place in state}
+        state = {own: state[place] for own, place in enumerate(places) if place in state}
         groups = [groups[0] | {"params": list(range(len(places)))}]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        i: {key: like(value, trained[i]) for key, value in entry.items()}
-        for i, entry in state.items()
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    own_state = {}
+    for index, entry in state.items():
+        parameter = trained[index]
+        own_state[index] = {key: as_parameter(value, parameter) for key, value in entry.items()}
+    optimizer.load_state_dict({"state": own_state, "param_groups": groups})
 
 
-def like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A parameter's moment in the parameter's shards and memory format; a count of steps as it is.
 
-    fully_shard makes channels-last weights contiguous, and a fused Adam pairs numbers by their place in memory.
+    fully_shard makes channels-last weights contiguous, and a fused Adam pairs numbers by their
+    place in memory.
     """
     if value.dim() == 0:
         return value

@@ -146,7 +146,7 @@ def run(
         criterion = Alone(criterion)
     history, gradient, began = [], {}, 0.0
     with planted(mistake):
-        spread = parallel.spread(bare, way, place, criterion)
+        spread = parallel.distribute_model(bare, way, place, criterion)
         trained = [p for p in spread.parameters() if p.requires_grad]
         optimizer = optimizer_for(recipe, trained, 1e-3, place)
         plateau = {"factor": 0.5, "patience": 0, "threshold": 0.5}
@@ -154,7 +154,7 @@ def run(
         if saved:
             parallel.load_optimizer_state(spread, optimizer, saved["resume"]["optimizer"])
             scheduler.load_state_dict(saved["resume"]["scheduler"])
-        share, shares = parallel.batch_share(way)
+        share, shares = parallel.rank_slice(way)
         rows = EpochOrder(BATCH, BATCH, seed=0, rank=share, world=shares).slice
         batches = [batch_of(step) for step in range(first, first + steps)]
         for step, batch in enumerate(batches):
@@ -194,7 +194,7 @@ def run(
 def whole_gradient(bare: nn.Module, spread: nn.Module | Pipeline) -> dict[str, Tensor]:
     """What the last step left, by name. All ranks call this together and get it."""
     gradients = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}
-    own = {name: parallel.whole(value).cpu().clone() for name, value in gradients.items()}
+    own = {name: parallel.full_tensor(value).cpu().clone() for name, value in gradients.items()}
     parts = distributed.gather([own]) if isinstance(spread, Pipeline) else [own]
     return {name: value for part in parts for name, value in part.items()}
 

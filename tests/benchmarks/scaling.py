@@ -37,7 +37,7 @@ def measure(model: str, size: int, batch: int, steps: int) -> dict:
     torch.manual_seed(0)
     bare = build_model({"model": model, "num_classes": 5}).train()
     criterion, cpu = TverskyLoss(), torch.device("cpu")
-    spread = parallel.spread(bare, "ddp", cpu, criterion)
+    spread = parallel.distribute_model(bare, "ddp", cpu, criterion)
     optimizer = optimizer_for("deck", spread.parameters(), 1e-3, cpu)
     share = batch // distributed.world_size()
     own = {

@@ -1,0 +1,167 @@
+"""BatchNorm with the statistics of all ranks' images, so that N ranks normalise as one process does.
+
+Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1 and the gradients of its section 3. Written
+twice: with CUDA's own kernels, a few launches a layer, and in operators that every device has.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..distributed import all_gather_rows, all_reduce_sum, world_size
+
+NO_PIXELS = 1e-30  # a rank's share where it has no image: a count of 0 makes CUDA's kernel divide by 0
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class AnyBatchNorm(torch.autograd.Function):
+    """By one sum over ranks forward, one backward, and torch's kernels for known statistics.
+
+    What these depend on is added by hand: with x^ = (x - mean) / s, n pixels and sums over all
+    ranks' gradients g, dx = weight / s (g - sum g / n - x^ sum g x^ / n).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        """x: N x C x H x W, N may be 0 -> normalised; mean, variance (C), count (1) of all ranks."""
+        ctx.set_materialize_grads(False)
+        C = x.shape[1]
+        count = x.numel() // C
+        if count:
+            mean, variance = torch.batch_norm_update_stats(widened(x), None, None, 0.0)
+            mean, variance = mean.double(), variance.double()
+            sums = torch.cat((mean, variance + mean.square(), mean.new_ones(1))) * count
+        else:
+            sums = torch.zeros(2 * C + 1, dtype=torch.float64, device=x.device)
+        sums = all_reduce_sum(sums)
+        total = sums[-1:]
+        mean, square = (sums[:-1] / total).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        mean, variance, total = mean.to(weight), variance.to(weight), total.to(weight)
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if count else x.clone()
+        return y, mean, variance, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, total = ctx.saved_tensors
+        x, dtype = widened(x), x.dtype  # dx is rounded once, at its end
+        gradient = widened(gradient)
+        inverse = torch.rsqrt(variance + ctx.eps)
+        if x.numel():
+            known = (weight, mean, variance, mean, inverse, False, ctx.eps, (True, True, True))
+            dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(gradient, x, *known)
+        else:  # the kernels divide by the number of pixels
+            dx = gradient.clone()
+            d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        sum_gx, sum_g = all_reduce_sum(torch.stack((d_weight, d_bias))) / total
+        slope = weight * inverse.square() * sum_gx
+        offset = weight * inverse * sum_g - slope * mean
+        shape = (1, -1, 1, 1)
+        dx.addcmul_(x, slope.neg().view(shape)).sub_(offset.view(shape))
+        return dx.to(dtype), d_weight, d_bias, None
+
+
+class CudaBatchNorm(torch.autograd.Function):
+    """By the kernels of torch's own SyncBatchNorm: sums in float32, or in float64 for float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """x: N x C x H x W, N may be 0 -> the same, normalised; moves the running statistics on."""
+        ctx.set_materialize_grads(False)
+        x = x.contiguous(memory_format=torch.channels_last)
+        C = x.shape[1]
+        count = x.numel() // C
+        if count:
+            mean, inverse = torch.batch_norm_stats(x, eps)
+        else:
+            mean, inverse = torch.zeros_like(running_mean), torch.ones_like(running_mean)
+        own = torch.cat((mean, inverse, mean.new_full((1,), count or NO_PIXELS)))
+        means, inverses, counts = all_gather_rows(own).split((C, C, 1), dim=1)
+        counts = counts[:, 0]
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, means, inverses, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts.int())
+        if not count:
+            return torch.empty_like(x)
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        if not x.numel():
+            dist.all_reduce(mean.new_zeros(2, len(mean)))  # the other ranks wait for it
+            d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+            return torch.empty_like(x), d_weight, d_bias, None, None, None, None
+        # The kernels read memory: the gradient must lie there as x does.
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        known = (gradient, x, mean, inverse, weight)
+        sum_g, sum_gx, d_weight, d_bias = torch.batch_norm_backward_reduce(*known, True, True, True)
+        sums = torch.stack((sum_g, sum_gx))
+        dist.all_reduce(sums)
+        sum_g, sum_gx = sums
+        dx = torch.batch_norm_backward_elemt(*known, sum_g, sum_gx, counts)
+        return dx, d_weight, d_bias, None, None, None, None
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are those of the global batch, on any device.
+
+    torch's own SyncBatchNorm needs a GPU, and waits for it in every layer.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W -> the same; N may differ between ranks, and be 0."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+        if x.is_cuda and not torch.compiler.is_compiling():  # a compiler fuses operators, not kernels
+            return self.with_cuda_kernels(x)
+        return self.with_any_operators(x)
+
+    def with_cuda_kernels(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var, self.momentum
+        return CudaBatchNorm.apply(x, self.weight, self.bias, *statistics, self.eps)
+
+    def with_any_operators(self, x: Tensor) -> Tensor:
+        x, mean, variance, count = AnyBatchNorm.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        return x
+
+
+def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+    """Turn every BatchNorm2d into SyncBatchNorm2d, in place; parameters and state dict stay."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return model
