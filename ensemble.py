@@ -25,7 +25,7 @@ from segmentation.evaluation.inference import Flips
 from segmentation.evaluation.scoring import score_image, score_split, scores_of
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.models.uformer import UFormer
-from segmentation.report.tables import aligned
+from segmentation.report.tables import format_table
 
 Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K and Tversky sums N x 3 x K
 
@@ -87,6 +87,7 @@ def main() -> None:
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "members": [describe_member(*each) for each in zip(labels, args.checkpoints, models, metas, strict=False)],
     }
     print_table([*metas, trained], scores, labels, split)
     print_classes(average.weights, scores, labels)
@@ -163,6 +164,13 @@ def member_labels(metas: tuple[dict, ...]) -> list[str]:
     return [f"{m} {models[:i].count(m) + 1}" if models.count(m) > 1 else m for i, m in enumerate(models)]
 
 
+def describe_member(label: str, path: str, model: nn.Module, meta: dict) -> dict:
+    """What a report of the UFormer says about how a member was trained."""
+    kept = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"label": label, "path": path, "parameters": parameters} | {key: meta[key] for key in kept}
+
+
 def gpus(trained_in: dict) -> int:
     return trained_in["ranks"] if trained_in["device"] == "cuda" else 0
 
@@ -172,7 +180,7 @@ def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: 
     for label, run, row in zip(labels, runs, scores, strict=True):
         time = str(timedelta(seconds=round(run["seconds"])))
         rows.append([label, row["loss"], row["miou"], row["mpa"], str(gpus(run["environment"])), time])
-    print(f"\n{aligned(rows)}")
+    print(f"\n{format_table(rows)}")
 
 
 def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> None:
@@ -181,7 +189,7 @@ def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> Non
     columns = weights.expand(-1, len(scores[0]["iou"])).T.tolist()
     for name, shares in zip(scores[0]["iou"], columns, strict=True):
         rows.append([name, *(row["iou"][name] for row in scores), *(f"{share:.3f}" for share in shares)])
-    print(f"\n{aligned(rows)}\n")
+    print(f"\n{format_table(rows)}\n")
 
 
 def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:

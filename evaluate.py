@@ -28,9 +28,9 @@ from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.scoring import score_split
 from segmentation.folders import make_folder, predict_folder
 from segmentation.report import write_report
-from segmentation.report.pictures import bounded, difference, palette_image, predict_labels
+from segmentation.report.pictures import Example, Picture, error_map, palette_image, predict_labels, thumbnail
 from segmentation.report.sections import hardware_of
-from segmentation.report.tables import Entry, Example, aligned, choose_examples, comparison_table, number
+from segmentation.report.tables import Entry, choose_examples, comparison_table, format_score, format_table
 from segmentation.training.run_folder import environment
 
 
@@ -70,7 +70,7 @@ def main() -> None:
             print_scores(scores, split, path)
     if distributed.rank() == 0:
         if len(entries) > 1:
-            print(aligned(comparison_table(entries)))
+            print(format_table(comparison_table(entries)))
         if args.json:
             by_path = {entry.path: entry.scores for entry in entries}
             write_json(Path(args.json), entries[0].scores if len(entries) == 1 else by_path)
@@ -127,13 +127,15 @@ def draw_example(
     """The pictures of one image for a report, predicted again: scores keep no prediction."""
     size, palette = sets[0].mask(name).shape[:2], sets[0].palette
     image = max((data.image(name) for data in sets), key=lambda pixels: pixels.size)
-    picture = bounded(Image.fromarray(np.asarray(image)), size)
-    truth = bounded(palette_image(np.array(sets[0].mask(name)), palette), size)
-    predictions = []
-    for model, data in zip(models, sets, strict=True):
+    shown = thumbnail(Image.fromarray(np.asarray(image)), size)
+    truth = thumbnail(palette_image(np.array(sets[0].mask(name)), palette), size)
+    pictures = [Picture("image", shown), Picture("truth", truth)]
+    for index, (model, data) in enumerate(zip(models, sets, strict=True)):
         labels, _ = predict_labels(model, data.image(name), size, tile=args.tile, flips=args.flips, device=device)
-        predictions.append(bounded(palette_image(labels, palette), size))
-    return Example(name, picture, truth, predictions, [difference(picture, truth, each) for each in predictions])
+        prediction = thumbnail(palette_image(labels, palette), size)
+        pictures.append(Picture("prediction", prediction, index))
+        pictures.append(Picture("difference", error_map(shown, truth, prediction), index))
+    return Example(name, pictures)
 
 
 def facts_of(args: argparse.Namespace, device: torch.device, seconds: float) -> dict[str, str]:
@@ -153,13 +155,14 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     present = sum(value is not None for value in scores["iou"].values())
     print(f"{name} on {len(scores['images'])} {split} images")
     print(f"loss            {scores['loss']:.4f}   Tversky, one loss over all pixels")
-    print(f"mIoU            {number(scores['miou'])}   of all pixels, over {present} of {len(scores['iou'])} classes")
-    print(f"mPA             {number(scores['mpa'])}")
-    print(f"pixel accuracy  {number(scores['pixel_accuracy'])}")
-    print(f"image mIoU      {number(scores['image_miou'])}   mean over images for each class, then over classes")
-    print(f"image mPA       {number(scores['image_mpa'])}")
+    counted = f"over {present} of {len(scores['iou'])} classes"
+    print(f"mIoU            {format_score(scores['miou'])}   of all pixels, {counted}")
+    print(f"mPA             {format_score(scores['mpa'])}")
+    print(f"pixel accuracy  {format_score(scores['pixel_accuracy'])}")
+    print(f"image mIoU      {format_score(scores['image_miou'])}   mean over images for each class, then over classes")
+    print(f"image mPA       {format_score(scores['image_mpa'])}")
     classes = [[name, iou, scores["accuracy"][name]] for name, iou in scores["iou"].items()]
-    print(f"\n{aligned([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
+    print(f"\n{format_table([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
 
 
 def write_json(path: Path, scores: dict) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: plain dicts, written whole or not at all, read without running any code.
 
 Keys: `format`, `model` (state dict), `config` (what build_model needs), `classes`, `palette`, `data` (layout, task,
-splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also what a resumed run needs: `resume`.
+splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also what a resumed run needs: `resume`;
+ensemble.py's also how each of its `members` was trained.
 """
 
 import contextlib
