@@ -74,12 +74,11 @@ def write_pictures(folder: Path, examples: dict[str, list[Example]], labels: lis
     for old in folder.glob("*.png"):
         old.unlink()
     for example in chain(*examples.values()):
-        image = slug(str(Path(example.name).with_suffix("")))
+        stem = Path(example.name).with_suffix("")
         for picture in example.pictures:
-            kind: str = picture.kind
-            if picture.model is not None and len(labels) > 1:
-                kind += f" {labels[picture.model]}"
-            picture.image.save(folder / f"{image}_{slug(kind)}.png")
+            model = "" if picture.model is None or len(labels) == 1 else labels[picture.model]
+            name = slug(f"{stem} {picture.kind} {model}")
+            picture.image.save(folder / f"{name}.png")
 
 
 def slug(text: str) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .curves import COLOURS, curve_panels
 from .pictures import UNSCORED, WRONG, Example, Picture
-from .tables import Entry, format_score, miou_of_images
+from .tables import Entry, format_score, index_of_best, miou_of_images
 
 
 def score_section(table: list[list], entries: list[Entry]) -> str:
@@ -242,13 +242,6 @@ def score_cells(values: Sequence, best: Callable = max) -> list[str]:
         size = f"--size:{100 * (value or 0.0):.1f}%"
         cells.append(f'<div class="score {mark}" style="{size}">{format_score(value)}</div>')
     return cells
-
-
-def index_of_best(values: Sequence, best: Callable = max) -> int | None:
-    """None where two share the best value, or where there is only one."""
-    known = [value for value in values if value is not None]
-    top = best(known, default=None)
-    return values.index(top) if len(values) > 1 and known.count(top) == 1 else None
 
 
 def swatch(colour: Sequence[int] | str) -> str:

@@ -1,5 +1,6 @@
 """The content of a report as plain rows, for HTML, CSV and the terminal alike."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -20,24 +21,36 @@ def format_score(value: float | None) -> str:
 
 def format_table(rows: list[list]) -> str:
     """Lines for a terminal: the first column to the left, the others to the right."""
-    lines = []
+    texts = []
     for row in rows:
-        lines.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
+        texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
+    columns = zip(*texts, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *others in texts:
+        padded = map(str.rjust, others, widths[1:])
+        lines.append("  ".join([first.ljust(widths[0]), *padded]))
+    return "\n".join(lines)
+
+
+def index_of_best(values: Sequence, best: Callable = max) -> int | None:
+    """None where two share the best value, or where there is only one."""
+    known = [value for value in values if value is not None]
+    top = best(known, default=None)
+    return values.index(top) if len(values) > 1 and known.count(top) == 1 else None
 
 
 def score_table(entries: list[Entry]) -> list[list]:
     """Rows of: measure, what it means, a value for each entry."""
     args = entries[0].meta["args"]
-    ious = [list(entry.scores["iou"].values()) for entry in entries]
-    present = [str(len(values) - values.count(None)) for values in ious]
+    classes = len(entries[0].scores["iou"])
+    present = []
+    for entry in entries:
+        absent = list(entry.scores["iou"].values()).count(None)
+        present.append(str(classes - absent))
     counted = present[0] if len(set(present)) == 1 else "/".join(present)
     meanings = {
-        "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {len(ious[0])} classes",
+        "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
         "mPA": "accuracy of a class, from the same matrix, mean over the classes in the truth",
         "pixel accuracy": "share of the pixels that are right",
         "image mIoU": "IoU of each image, mean over images for each class, then over classes",
@@ -47,27 +60,37 @@ def score_table(entries: list[Entry]) -> list[list]:
     rows = [["measure", "meaning", *(entry.label for entry in entries)]]
     for name, meaning in meanings.items():
         key = name.lower().replace(" ", "_")
-        rows.append([name, meaning, *(entry.scores[key] for entry in entries)])
+        values = [entry.scores[key] for entry in entries]
+        rows.append([name, meaning, *values])
     return rows
 
 
 def class_table(entries: list[Entry]) -> list[list]:
     """Rows of: class, share of the truth's pixels, the IoU of all entries, then their accuracy."""
-    pixels = [sum(row) for row in entries[0].scores["confusion"]]
-    heads = [f"{kind} {entry.label}" for kind in ("IoU", "accuracy") for entry in entries]
-    rows: list[list] = [["class", "share", *heads]]
-    for name, count in zip(entries[0].scores["iou"], pixels, strict=True):
-        values = [entry.scores[kind][name] for kind in ("iou", "accuracy") for entry in entries]
-        rows.append([name, count / (sum(pixels) or 1), *values])
+    columns = {}  # heading -> class -> score
+    for kind in ("IoU", "accuracy"):
+        for entry in entries:
+            columns[f"{kind} {entry.label}"] = entry.scores[kind.lower()]
+    rows: list[list] = [["class", "share", *columns]]
+    scores = entries[0].scores
+    total = sum(map(sum, scores["confusion"])) or 1
+    for name, row in zip(scores["iou"], scores["confusion"], strict=True):
+        values = [column[name] for column in columns.values()]
+        rows.append([name, sum(row) / total, *values])
     return rows
 
 
 def image_table(entries: list[Entry]) -> list[list]:
     """Rows of: image, then mIoU and mPA of each entry."""
-    rows = [["image", *(f"{kind} {entry.label}" for entry in entries for kind in ("mIoU", "mPA"))]]
-    for images in zip(*(entry.scores["images"] for entry in entries), strict=True):
-        values = [image[key] for image in images for key in ("miou", "mpa")]
-        rows.append([images[0]["name"], *values])
+    rows = [["image"]]
+    for entry in entries:
+        rows[0] += [f"mIoU {entry.label}", f"mPA {entry.label}"]
+    columns = [entry.scores["images"] for entry in entries]
+    for images in zip(*columns, strict=True):
+        row = [images[0]["name"]]
+        for image in images:
+            row += [image["miou"], image["mpa"]]
+        rows.append(row)
     return rows
 
 
@@ -88,9 +111,11 @@ def comparison_table(entries: list[Entry]) -> list[list]:
 
 def miou_of_images(entries: list[Entry]) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
-    columns = [entry.scores["images"] for entry in entries]
-    rows = zip(*columns, strict=True)
-    return {images[0]["name"]: [image["miou"] for image in images] for images in rows}
+    mious: dict[str, list] = {}
+    for entry in entries:
+        for image in entry.scores["images"]:
+            mious.setdefault(image["name"], []).append(image["miou"])
+    return mious
 
 
 def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
@@ -104,11 +129,14 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
         best = ordered[: min(top, (len(ordered) + 1) // 2)]
         worst = ordered[len(best) :][::-1]
         return {"Best images": best, "Worst images": worst[:top]}
+
+    def lead(name: str) -> float:
+        second, first = sorted(known[name])[-2:]
+        return first - second
+
     chosen = {}
+    by_lead = sorted(known, key=lead, reverse=True)
     for index, entry in enumerate(entries):
-        leads = {}
-        for name, row in known.items():
-            leads[name] = row[index] - max(row[:index] + row[index + 1 :])
-        ahead = sorted((n for n in leads if leads[n] > 0), key=leads.__getitem__, reverse=True)
-        chosen[f"Where {entry.label} leads most"] = ahead[:top]
+        won = [name for name in by_lead if index_of_best(known[name]) == index]
+        chosen[f"Where {entry.label} leads most"] = won[:top]
     return chosen | {"Hardest for all": ordered[::-1][:top]}
