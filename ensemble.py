@@ -25,7 +25,7 @@ from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_image, score_split, scores_of
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.models.uformer import UFormer
-from segmentation.report.tables import aligned
+from segmentation.report.tables import format_table
 
 Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K, Tversky sums N x 3 x K
 
@@ -85,6 +85,12 @@ def main() -> None:
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "members": [
+            describe_member(label, path, model, meta)
+            for label, path, model, meta in zip(
+                labels, args.checkpoints, models, metas, strict=False
+            )
+        ],
     }
     print_table([*metas, trained], scores, labels, split)
     print_classes(average.weights, scores, labels)
@@ -211,6 +217,14 @@ def gpus(environment: dict) -> int:
     return environment["ranks"] if environment["device"] == "cuda" else 0
 
 
+def describe_member(label: str, path: str, model: nn.Module, meta: dict) -> dict:
+    """What a report of the UFormer says about how a member was trained."""
+    kept = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {"label": label, "path": path, "parameters": parameters}
+    return facts | {key: meta[key] for key in kept}
+
+
 def print_split(images: int, fitted: bool) -> None:
     halves = f"each half of the {images} of val is scored with the weights fitted on the other"
     val = "scores are on val, which chose the members' checkpoints"
@@ -224,7 +238,7 @@ def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: 
         time = str(timedelta(seconds=round(run["seconds"])))
         count = str(gpus(run["environment"]))
         rows.append([label, row["loss"], row["miou"], row["mpa"], count, time])
-    print(f"\n{aligned(rows)}")
+    print(f"\n{format_table(rows)}")
 
 
 def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> None:
@@ -234,7 +248,7 @@ def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> Non
     for name, shares in zip(scores[0]["iou"], columns, strict=True):
         ious = [row["iou"][name] for row in scores]
         rows.append([name, *ious, *(f"{share:.3f}" for share in shares)])
-    print(f"\n{aligned(rows)}\n")
+    print(f"\n{format_table(rows)}\n")
 
 
 def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:

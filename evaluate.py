@@ -30,15 +30,21 @@ from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically
 from segmentation.report import write_report
-from segmentation.report.pictures import bounded, difference, overlay, palette_image
+from segmentation.report.pictures import (
+    Example,
+    Picture,
+    error_map,
+    overlay,
+    palette_image,
+    thumbnail,
+)
 from segmentation.report.sections import hardware_of
 from segmentation.report.tables import (
     Entry,
-    Example,
-    aligned,
     choose_examples,
     comparison_table,
-    number,
+    format_score,
+    format_table,
 )
 from segmentation.training.run_folder import environment
 
@@ -82,7 +88,7 @@ def main() -> None:
 
     # What is written
     if len(entries) > 1:
-        print(aligned(comparison_table(entries)))
+        print(format_table(comparison_table(entries)))
     if args.json:
         by_path = {entry.path: entry.scores for entry in entries}
         content = json.dumps(by_path if len(entries) > 1 else entries[0].scores, indent=1)
@@ -141,16 +147,18 @@ def draw_example(
     name: str, models: tuple[nn.Module, ...], sets: list[SegmentationDataset], how: Prediction
 ) -> Example:
     """The pictures of one image for a report, predicted again: scores keep no prediction."""
-    size, palette = sets[0].mask(name).shape[:2], sets[0].palette
-    image = max((data.image(name) for data in sets), key=lambda pixels: pixels.size)
-    picture = bounded(Image.fromarray(np.asarray(image)), size)
-    truth = bounded(palette_image(np.array(sets[0].mask(name)), palette), size)
-    predictions = []
-    for model, data in zip(models, sets, strict=True):
+    mask, palette = sets[0].mask(name), sets[0].palette
+    size = mask.shape[:2]
+    largest = max((data.image(name) for data in sets), key=lambda pixels: pixels.size)
+    image = thumbnail(Image.fromarray(np.asarray(largest)), size)
+    truth = thumbnail(palette_image(np.array(mask), palette), size)
+    pictures = [Picture("image", image), Picture("truth", truth)]
+    for index, (model, data) in enumerate(zip(models, sets, strict=True)):
         labels, _ = predict_labels(model, data.image(name), size, how)
-        predictions.append(bounded(palette_image(labels, palette), size))
-    errors = [difference(picture, truth, prediction) for prediction in predictions]
-    return Example(name, picture, truth, predictions, errors)
+        prediction = thumbnail(palette_image(labels, palette), size)
+        pictures.append(Picture("prediction", prediction, index))
+        pictures.append(Picture("difference", error_map(image, truth, prediction), index))
+    return Example(name, pictures)
 
 
 def facts_of(how: Prediction, seconds: float) -> dict[str, str]:
@@ -176,19 +184,19 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     present = sum(value is not None for value in scores["iou"].values())
     rows = {
         "loss": f"{scores['loss']:.4f}   Tversky, one loss over all pixels",
-        "mIoU": f"{number(scores['miou'])}   of all pixels, "
+        "mIoU": f"{format_score(scores['miou'])}   of all pixels, "
         f"over {present} of {len(scores['iou'])} classes",
-        "mPA": number(scores["mpa"]),
-        "pixel accuracy": number(scores["pixel_accuracy"]),
-        "image mIoU": f"{number(scores['image_miou'])}   "
+        "mPA": format_score(scores["mpa"]),
+        "pixel accuracy": format_score(scores["pixel_accuracy"]),
+        "image mIoU": f"{format_score(scores['image_miou'])}   "
         "mean over images for each class, then over classes",
-        "image mPA": number(scores["image_mpa"]),
+        "image mPA": format_score(scores["image_mpa"]),
     }
     print(f"{name} on {len(scores['images'])} {split} images")
     for title, text in rows.items():
         print(f"{title:16}{text}")
     classes = [[name, iou, scores["accuracy"][name]] for name, iou in scores["iou"].items()]
-    print(f"\n{aligned([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
+    print(f"\n{format_table([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
 
 
 def predict_folder(checkpoint: str, images: Path, out: Path, how: Prediction) -> None:

@@ -120,7 +120,10 @@ def eighths(members: int) -> torch.Tensor:
 
 
 def assert_matrices_are_those_of_each_average(probability: torch.Tensor, candidates: torch.Tensor) -> None:
-    """M x K x P, C x M: of `matrices_of_averages` and of `matrices_of_class_changes`; all numbers such that every order of the sums is exact."""
+    """M x K x P, C x M: of `matrices_of_averages` and of `matrices_of_class_changes`.
+
+    All numbers are such that every order of the sums is exact.
+    """
     K, P = probability.shape[1:]
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, K, (P,), generator=generator)

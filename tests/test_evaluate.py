@@ -12,7 +12,7 @@ from PIL import Image
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.evaluation.inference import Prediction, predict_labels, predict_strips
 from segmentation.metrics import ConfusionMatrix
-from segmentation.report.pictures import UNSCORED, WRONG, bounded, difference, overlay, palette_image
+from segmentation.report.pictures import UNSCORED, WRONG, error_map, overlay, palette_image, thumbnail
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0)
 
@@ -194,11 +194,11 @@ def test_palette_images_keep_every_index_and_colour():
     assert palette_image(labels, [[0, 0, 0], *palette[1:]]).convert("RGB").getpixel((2, 1)) == (255, 255, 255)
 
 
-def test_difference_marks_wrong_and_unscored_pixels_and_no_others():
+def test_the_error_map_marks_wrong_and_unscored_pixels_and_no_others():
     truth, prediction = np.array([[0, 1, 255, 1]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)
     image = Image.new("RGB", (4, 1), (100, 100, 100))
     palette = [[1, 1, 1], [2, 2, 2]]
-    marked = difference(image, palette_image(truth, palette), palette_image(prediction, palette))
+    marked = error_map(image, palette_image(truth, palette), palette_image(prediction, palette))
     pixels = [marked.getpixel((x, 0)) for x in range(4)]
     assert pixels[1] == WRONG and pixels[2] == UNSCORED
     assert pixels[0] == pixels[3] and len(set(pixels[0])) == 1
@@ -208,6 +208,6 @@ def test_difference_marks_wrong_and_unscored_pixels_and_no_others():
 
 def test_pictures_for_a_report_are_bounded_and_labels_stay_labels():
     labels = palette_image(np.random.default_rng(0).choice([0, 7], (400, 600)).astype(np.uint8), [[9, 9, 9]] * 8)
-    small = bounded(labels, (4000, 6000))
+    small = thumbnail(labels, (4000, 6000))
     assert small.size == (800, 533) and small.mode == "P" and set(np.unique(small)) == {0, 7}
-    assert bounded(Image.new("RGB", (30, 20)), (40, 60)).size == (60, 40)
+    assert thumbnail(Image.new("RGB", (30, 20)), (40, 60)).size == (60, 40)

@@ -1,61 +1,78 @@
-"""The report of one checkpoint, or of several side by side: report.html, its pictures as PNG, its tables as CSV."""
+"""The report of one checkpoint or of several side by side: report.html, PNG and CSV files."""
 
-import csv
-import io
 import re
 from html import escape
+from itertools import chain
 from pathlib import Path
+from string import Template
 
-from ..files import write_atomically
-from .curves import STYLE
-from .page import page
-from .sections import class_section, confusion, curve_section, example_section, run_section, score_section
-from .tables import Entry, Example, class_table, image_table, pictures_of, score_table
+from ..files import write_atomically, write_csv
+from . import sections
+from .curves import CURVE_STYLE
+from .pictures import Example
+from .tables import Entry, class_table, image_table, score_table
 
-PICTURES = "report_pictures"  # the folder of PNG files; those of an earlier report are removed from it
+PICTURES = "report_pictures"  # the folder of PNG files; a new report removes older ones
+TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def write_report(
-    out: Path, entries: list[Entry], examples: dict[str, list[Example]], *, where: str, evaluation: dict[str, str]
+    out: Path,
+    entries: list[Entry],
+    examples: dict[str, list[Example]],
+    *,
+    where: str,
+    evaluation: dict[str, str],
 ) -> None:
     """Write report.html, three CSV files and a folder of PNG files.
 
-    examples: heading -> what stands below it. where: the split in words. evaluation: facts for the last section.
+    examples: heading -> what stands below it.
+    where: the split in words.
+    evaluation: facts for the last section.
     OSError if a file cannot be written.
     """
-    classes, palette = entries[0].meta["classes"], entries[0].meta["palette"]
-    write_table(out / "scores.csv", score_table(entries))
-    write_table(out / "scores_by_class.csv", class_table(entries))
-    write_table(out / "scores_by_image.csv", image_table(entries))
-    folder = out / PICTURES
+    scores, classes, images = score_table(entries), class_table(entries), image_table(entries)
+    write_csv(out / "scores.csv", scores)
+    write_csv(out / "scores_by_class.csv", classes)
+    write_csv(out / "scores_by_image.csv", images)
+    labels = [entry.label for entry in entries]
+    write_pictures(out / PICTURES, examples, labels)
+
+    contents = {
+        "Scores": sections.score_section(scores, entries),
+        "Classes": sections.class_section(classes, entries),
+        "Curves": sections.curve_section(entries),
+        **{name: sections.example_section(each, entries) for name, each in examples.items()},
+        "Confusion": sections.confusion_section(entries),
+        "Runs": sections.run_section(entries, evaluation),
+    }
+
+    links, body = "", ""
+    for heading, html in contents.items():
+        links += f'<a href="#{slug(heading)}">{escape(heading)}</a>\n'
+        body += f'<h2 id="{slug(heading)}">{escape(heading)}</h2>\n{html}\n'
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"{' and '.join(labels)} on {where}"),
+        curve_style=CURVE_STYLE,
+        links=links,
+        sections=body,
+    )
+    write_atomically(out / "report.html", page.encode())
+
+
+def write_pictures(folder: Path, examples: dict[str, list[Example]], labels: list[str]) -> None:
+    """One PNG a picture, its name made of the image's name, the kind and the model."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for example in (example for listed in examples.values() for example in listed):
-        name = plain(str(Path(example.name).with_suffix("")))
-        for kind, picture in pictures_of(example, entries):
-            picture.save(folder / f"{name}_{plain(kind)}.png")
-    title = f"{' and '.join(entry.label for entry in entries)} on {where}"
-    sections = {
-        "Scores": score_section(entries),
-        "Classes": class_section(entries, palette),
-        "Curves": curve_section(entries),
-        **{name: example_section(listed, entries, classes, palette) for name, listed in examples.items()},
-        "Confusion": "".join(confusion(entry, len(entries) > 1) for entry in entries),
-        "Runs": run_section(entries, evaluation),
-    }
-    links = "".join(f'<a href="#{plain(name)}">{escape(name)}</a>' for name in sections)
-    body = f'<h1>{escape(title)}</h1><nav aria-label="Sections">{links}</nav><main>'
-    body += "".join(f'<h2 id="{plain(name)}">{escape(name)}</h2>{html}' for name, html in sections.items())
-    write_atomically(out / "report.html", page(title, STYLE, body + "</main>").encode())
+    for example in chain(*examples.values()):
+        stem = Path(example.name).with_suffix("")
+        for picture in example.pictures:
+            model = "" if picture.model is None or len(labels) == 1 else labels[picture.model]
+            name = slug(f"{stem} {picture.kind} {model}")
+            picture.image.save(folder / f"{name}.png")
 
 
-def write_table(path: Path, rows: list[list]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
-def plain(text: str) -> str:
-    """Letters, digits, dots and dashes only: for file names and anchors."""
+def slug(text: str) -> str:
+    """Letters, digits, dots and dashes only, for file names and anchors."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")

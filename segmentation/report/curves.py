@@ -1,113 +1,148 @@
-"""The history of one run or several as curves: SVG, drawn without any library."""
+"""Training curves of one run or several as SVG, drawn without any library."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 
-COLOURS = ("#2a78d6", "#d9622b", "#1c9a74", "#9a5bd0", "#a88400", "#d6457f")  # of runs; legible on white and on black
+# One a run, legible on white and on black
+COLOURS = ("#2a78d6", "#d9622b", "#1c9a74", "#9a5bd0", "#a88400", "#d6457f")
 WIDTH, HEIGHT = 300, 210  # of one panel
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 28  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 52, 288, 30, 182  # where the lines stand in it
+LEGEND = 26  # height of the legend above the panels
 DOTTED = 60  # epochs up to which each is a dot that tells its value under the pointer
-LOWEST_RATE = 1e-4  # of the highest learning rate: what lies below, as at an annealed end, is drawn there
-PANELS = (
-    ("Loss", {"val_loss": "validation", "train_loss": "training"}),
-    ("mIoU", {"val_miou": "validation"}),
-    ("mPA", {"val_mpa": "validation"}),
-    ("Learning rate", {"lr": ""}),
+LOWEST_RATE = (
+    1e-4  # of the highest learning rate; lower ones, where annealing ends, are drawn there
 )
-STYLE = """<style>.curve{font:13px system-ui,sans-serif;fill:#333}.curve .title{font-weight:600}
-.curve .grid{stroke:#8884;fill:none}.curve .line{fill:none;stroke-width:2;stroke-linejoin:round}
-.curve .axis{fill:#666;font-size:12px}
-@media (prefers-color-scheme:dark){.curve{fill:#ddd}.curve .axis{fill:#aaa}}
-@media print{.curve{fill:#333}.curve .axis{fill:#666}}</style>"""
+LOGARITHMIC = "Learning rate"
+PANELS = {
+    "Loss": {"val_loss": "validation", "train_loss": "training"},
+    "mIoU": {"val_miou": "validation"},
+    "mPA": {"val_mpa": "validation"},
+    LOGARITHMIC: {"lr": ""},
+}
+CURVE_STYLE = """.curve { font: 13px system-ui, sans-serif; fill: #333 }
+.curve .title { font-weight: 600 }
+.curve .grid { stroke: #8884; fill: none }
+.curve .line { fill: none; stroke-width: 2; stroke-linejoin: round }
+.curve .training { stroke-dasharray: 4 3 }
+.curve .axis { fill: #666; font-size: 12px }
+@media (prefers-color-scheme: dark) { .curve { fill: #ddd } .curve .axis { fill: #aaa } }
+@media print { .curve { fill: #333 } .curve .axis { fill: #666 } }"""
 
 Runs = dict[str, list[dict]]  # name -> history: a dict an epoch, with the keys of history.csv
 
 
+@dataclass
+class Line:
+    """One curve. points: epoch and value, both finite."""
+
+    run: str
+    meaning: str
+    colour: str
+    points: list[tuple[int, float]]
+
+
 def curves_svg(runs: Runs) -> str:
     """A whole SVG file: a legend, then loss, mIoU, mPA and learning rate over epochs."""
-    places = [(column * WIDTH, 26 + row * HEIGHT) for row in range(2) for column in range(2)]
-    panels = "".join(
-        panel.replace("<svg ", f'<svg x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" ', 1)
-        for panel, (x, y) in zip(curve_panels(runs), places, strict=True)
-    )
-    legend = "".join(
-        f'<tspan dx="{12 if index else 0}" fill="{colour_of(index)}">&#9632;</tspan> {escape(name)}'
-        for index, name in enumerate(runs)
-    )
+    legend, panels = "", ""
+    for name, colour in zip(runs, cycle(COLOURS), strict=False):
+        legend += f'<tspan dx="12" fill="{colour}">&#9632;</tspan> {escape(name)}'
+    for index, panel in enumerate(curve_panels(runs)):
+        corner = f"{index % 2 * WIDTH} {LEGEND + index // 2 * HEIGHT}"
+        panels += f'<g transform="translate({corner})">{panel}</g>\n'
+    width, height = 2 * WIDTH, LEGEND + 2 * HEIGHT
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {26 + 2 * HEIGHT}" width="{2 * WIDTH}" '
-        f'height="{26 + 2 * HEIGHT}"><style>:root{{color-scheme:light dark}}</style>{STYLE}'
-        f'<text class="curve" x="{LEFT}" y="18">{legend}<tspan dx="16" class="axis">dashed: training</tspan></text>'
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">\n'
+        f"<style>:root {{ color-scheme: light dark }}\n{CURVE_STYLE}</style>\n"
+        f'<text class="curve" x="{LEFT - 12}" y="18">{legend}'
+        '<tspan dx="16" class="axis">dashed: training</tspan></text>\n'
         f"{panels}</svg>\n"
     )
 
 
 def curve_panels(runs: Runs) -> list[str]:
-    """Four <svg> elements, for a page that holds STYLE once."""
-    return [_panel(title, keys, runs) for title, keys in PANELS]
+    """Four <svg> elements, for a page that holds CURVE_STYLE once."""
+    return [draw_panel(title, lines_of(runs, keys)) for title, keys in PANELS.items()]
 
 
-def colour_of(index: int) -> str:
-    """The colour of the run at this place."""
-    return COLOURS[index % len(COLOURS)]
+def lines_of(runs: Runs, keys: dict[str, str]) -> list[Line]:
+    """A line for each run and each key that its history knows. keys: key -> its meaning."""
+    lines = []
+    for (run, history), colour in zip(runs.items(), cycle(COLOURS), strict=False):
+        for key, meaning in keys.items():
+            known = [row for row in history if row.get(key) is not None]
+            points = [(row["epoch"], row[key]) for row in known if math.isfinite(row[key])]
+            if points:
+                lines.append(Line(run, meaning, colour, points))
+    return lines
 
 
-def _panel(title: str, keys: dict[str, str], runs: Runs) -> str:
-    logarithmic = title == "Learning rate"
-    drawn = {}  # (run, key) -> points (epoch, value)
-    for name, history in runs.items():
-        for key in keys:
-            known = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
-            drawn[name, key] = [(epoch, float(value)) for epoch, value in known if math.isfinite(value)]
-    values = [value for points in drawn.values() for _, value in points]
-    epochs = [epoch for points in drawn.values() for epoch, _ in points]
-    if not values:
-        return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}"><text x="{LEFT}" y="18">{title}: none</text></svg>'
+def draw_panel(title: str, lines: list[Line]) -> str:
+    """One <svg>: the title, a grid of values, epochs below, and the lines."""
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    if not lines:
+        return f'<svg class="curve" {size}><text x="{LEFT}" y="18">{title}: none</text></svg>'
+    epochs, values = zip(*(point for line in lines for point in line.points), strict=True)
+    logarithmic = title == LOGARITHMIC
+    lowest = max(LOWEST_RATE * max(values), 1e-12)
 
     def scaled(value: float) -> float:
-        return math.log10(max(value, LOWEST_RATE * max(values), 1e-12)) if logarithmic else value
+        return math.log10(max(value, lowest)) if logarithmic else value
 
-    low, high = min(map(scaled, values)), max(map(scaled, values))
-    room = (high - low) * 0.06 or (0.5 if logarithmic else abs(high) * 0.05 or 0.5)
-    low, high = low - room, high + room
     first, last = min(epochs), max(epochs)
+    low, high = scaled(min(values)), scaled(max(values))
+    margin = 0.06 * (high - low) or (0.5 if logarithmic else 0.05 * abs(high) or 0.5)
+    low, high = low - margin, high + margin
 
-    def x_of(epoch: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * ((epoch - first) / (last - first) if last > first else 0.5)
+    def place(epoch: float, value: float) -> tuple[float, float]:
+        """x and y in pixels."""
+        right = (epoch - first) / (last - first) if last > first else 0.5
+        down = (high - scaled(value)) / (high - low)
+        return LEFT + (RIGHT - LEFT) * right, TOP + (BOTTOM - TOP) * down
 
-    def y_of(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - scaled(value)) / (high - low)
-
-    parts = [f'<text class="title" x="{LEFT}" y="18">{title}</text>']
-    for tick in [10.0**e for e in range(math.ceil(low), math.floor(high) + 1)] if logarithmic else _ticks(low, high, 6):
-        y = y_of(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.5g}</text>')
-    for tick in _ticks(first, last, 7):
-        if tick == int(tick):
-            parts.append(
-                f'<text class="axis" x="{x_of(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:.0f}</text>'
-            )
-    for (name, key), points in drawn.items():
-        colour, dash = colour_of(list(runs).index(name)), ' stroke-dasharray="4 3"' if key == "train_loss" else ""
-        line = " ".join(f"{x_of(epoch):.1f},{y_of(value):.1f}" for epoch, value in points)
-        parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{line}"/>')
-        for epoch, value in points if len(points) <= DOTTED else []:
-            place = f'cx="{x_of(epoch):.1f}" cy="{y_of(value):.1f}" r="2.5" fill="{colour}"'
-            label = f"{escape(name)}, epoch {epoch}: {keys[key]} {value:.4g}"
-            parts.append(f"<circle {place}><title>{label}</title></circle>")
-    about = "; ".join(
-        f"{name} {keys[key]} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for (name, key), p in drawn.items() if p
-    )
-    label = escape(f"{title} over {last - first + 1} epochs: {about}", quote=True)
-    return f'<svg class="curve" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</svg>'
+    drawn = f'<text class="title" x="{LEFT}" y="18">{title}</text>\n'
+    for height in round_numbers(low, high, 6, finest=1 if logarithmic else 0):
+        tick = 10.0**height if logarithmic else height
+        _, y = place(first, tick)
+        drawn += (
+            f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/><text class="axis" '
+            f'x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.5g}</text>\n'
+        )
+    for tick in round_numbers(first, last, 7, finest=1):
+        x, _ = place(tick, values[0])
+        middle = f'x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle"'
+        drawn += f'<text class="axis" {middle}>{tick:.0f}</text>\n'
+    drawn += "".join(draw_line(line, place) for line in lines)
+    label = f"{title} over {last - first + 1} epochs: " + "; ".join(map(describe, lines))
+    return f'<svg class="curve" role="img" aria-label="{escape(label)}" {size}>\n{drawn}</svg>'
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers in [low, high]."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / count
+def draw_line(line: Line, place: Callable) -> str:
+    """place: (epoch, value) -> x and y in pixels."""
+    path, dots = "", ""
+    for epoch, value in line.points:
+        x, y = place(epoch, value)
+        path += f"{x:.1f},{y:.1f} "
+        label = f"{escape(line.run)}, epoch {epoch}: {line.meaning} {value:.4g}"
+        circle = f'cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{line.colour}"'
+        dots += f"<circle {circle}><title>{label}</title></circle>\n"
+    style = f'class="line {line.meaning}" stroke="{line.colour}"'
+    drawn = f'<polyline {style} points="{path.strip()}"/>\n'
+    return drawn + dots if len(line.points) <= DOTTED else drawn
+
+
+def describe(line: Line) -> str:
+    (_, begin), (_, end) = line.points[0], line.points[-1]
+    return f"{line.run} {line.meaning} from {begin:.4g} to {end:.4g}"
+
+
+def round_numbers(low: float, high: float, count: int, finest: float = 0.0) -> list[float]:
+    """About `count` of them in [low, high], in steps of `finest` or more."""
+    rough = max((high - low) / count, finest)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    return [round(index * step, 12) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    multiples = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return [round(multiple * step, 12) for multiple in multiples]

@@ -1,23 +1,47 @@
-"""Predictions as pictures: class indices with their colours, an overlay, the confidence, and where truth is missed."""
+"""The pictures of a report: classes as colours, overlays, errors against the truth."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-IGNORED = 255
+from ..metrics import IGNORED
+
 LONGEST = 800  # pixels of the longer side of a picture in a report
-WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `difference`
+WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `error_map`
 
 Size = tuple[int, int]  # height, width
 Palette = list[list[int]]
 
 
+@dataclass
+class Picture:
+    """model: the index of the entry that it belongs to; None for what all models share."""
+
+    kind: Literal["image", "truth", "prediction", "difference"]
+    image: Image.Image
+    model: int | None = None
+
+
+@dataclass
+class Example:
+    """The pictures of one image, in the order they are shown, all of one size."""
+
+    name: str
+    pictures: list[Picture]
+
+
 def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
-    """uint8 H x W labels as a palette image whose indices are the labels; 255 is black, or white if a class is."""
+    """uint8 H x W labels as a palette image: its indices are the labels.
+
+    Label 255 is black, or white where a class is black.
+    """
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     colours[IGNORED] = 255 if [0, 0, 0] in palette else 0
     image = Image.fromarray(labels)
-    image.putpalette(colours.flatten().tolist())
+    image.putpalette(colours.tobytes())
     return image
 
 
@@ -26,18 +50,21 @@ def overlay(image: Image.Image, labels: Image.Image) -> Image.Image:
     return Image.blend(image, labels.convert("RGB"), 0.5)
 
 
-def difference(image: Image.Image, truth: Image.Image, prediction: Image.Image) -> Image.Image:
-    """Where two palette images differ, in red on the faded image; what the truth leaves out is dark."""
-    target, predicted = np.asarray(truth), np.asarray(prediction)
-    faded = 130 + np.asarray(image.convert("L"), np.uint16)[..., None] * 120 // 255
-    picture = np.repeat(faded, 3, axis=2).astype(np.uint8)
-    picture[target != predicted] = WRONG
+def error_map(image: Image.Image, truth: Image.Image, prediction: Image.Image) -> Image.Image:
+    """The faded image with wrong pixels in red and unlabelled ones dark.
+
+    truth, prediction: palette images of the image's size.
+    """
+    faded = image.convert("L").point(lambda gray: 130 + gray * 120 // 255)
+    picture, target = np.array(faded.convert("RGB")), np.array(truth)
+    picture[target != np.array(prediction)] = WRONG
     picture[target == IGNORED] = UNSCORED
     return Image.fromarray(picture)
 
 
-def bounded(image: Image.Image, size: Size) -> Image.Image:
-    """The picture of an image or of labels of `size`: the longer side at most LONGEST, labels by nearest neighbour."""
+def thumbnail(image: Image.Image, size: Size) -> Image.Image:
+    """The image at `size`, or smaller: the longer side is at most LONGEST."""
     factor = min(1.0, LONGEST / max(size))
-    columns, rows = max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
-    return image.resize((columns, rows), Image.Resampling.BILINEAR)  # Pillow takes the nearest for palette images
+    height, width = (max(1, round(side * factor)) for side in size)
+    # Pillow takes the nearest pixel of palette images, whatever it is asked for
+    return image.resize((width, height), Image.Resampling.BILINEAR)

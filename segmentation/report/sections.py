@@ -3,190 +3,211 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import cycle
 
 from PIL import Image
 
-from .curves import colour_of, curve_panels
-from .pictures import UNSCORED, WRONG, Palette
-from .tables import COLUMNS, Entry, Example, class_table, image_table, pictures_of, score_table
+from .curves import COLOURS, curve_panels
+from .pictures import UNSCORED, WRONG, Example, Picture
+from .tables import Entry, format_score, index_of_best, miou_of_images
 
 
-def score_section(entries: list[Entry]) -> str:
-    header, *rows = score_table(entries)
-    heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in [header[0], *header[2:], header[1]])
-    body = ""
-    for number, (name, meaning, *values) in enumerate(rows):
+def score_section(table: list[list], entries: list[Entry]) -> str:
+    """table: of `score_table`."""
+    (measure, meaning, *labels), *scores = table
+    rows = []
+    for name, text, *values in scores:
         best = min if name == "loss" else max
-        cells = "".join(f'<td class="number{mark}">{shown(v)}</td>' for v, mark in marked(values, best))
-        first = ' class="first"' if number == 0 else ""
-        body += f'<tr{first}><th scope="row">{escape(name)}</th>{cells}<td class="soft">{escape(meaning)}</td></tr>'
+        rows.append([name, *score_cells(values, best), escape(text)])
     pixels = sum(map(sum, entries[0].scores["confusion"]))
-    text = f"{pixels:,} pixels of {len(entries[0].scores['images'])} images are scored, at the masks' own size; "
-    text += "pixels that the truth leaves out count nowhere."
-    table = wide("Scores", f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>")
-    return f"{table}<p class='soft'>{text}</p>{wins(entries)}"
+    images = len(entries[0].scores["images"])
+    note = (
+        f"{pixels:,} pixels of {images} images are scored, at the masks' own size; "
+        "pixels that the truth leaves out count nowhere."
+    )
+    html = scrollable_table("Scores", [measure, *labels, meaning], rows, "scores")
+    html += f'<p class="soft">{note}</p>\n'
+    return html + win_list(entries) if len(entries) > 1 else html
 
 
-def wins(entries: list[Entry]) -> str:
-    """In how many classes and images each of several entries is the best."""
-    if len(entries) == 1:
-        return ""
-    classes = [[entry.scores["iou"][name] for entry in entries] for name in entries[0].scores["iou"]]
-    images = [row[1 :: len(COLUMNS)] for row in image_table(entries)[1:]]
-    sentences = ""
+def win_list(entries: list[Entry]) -> str:
+    """In how many classes and images each entry alone is the best."""
+    ious = zip(*(entry.scores["iou"].values() for entry in entries), strict=True)
+    classes = [index_of_best(values) for values in ious]
+    images = [index_of_best(values) for values in miou_of_images(entries).values()]
+    items = ""
     for index, entry in enumerate(entries):
-        first, second = (sum(bool(marked(values)[index][1]) for values in table) for table in (classes, images))
-        sentences += (
-            f"<li><b>{escape(entry.label)}</b> has the highest IoU in {first} of {len(classes)} classes and the "
-            f"highest mIoU in {second} of {len(images)} images.</li>"
+        items += (
+            f"<li><b>{escape(entry.label)}</b> has the highest IoU in {classes.count(index)} "
+            f"of {len(classes)} classes and the highest mIoU in {images.count(index)} "
+            f"of {len(images)} images.</li>\n"
         )
-    return f"<ul>{sentences}</ul>"
+    return f"<ul>{items}</ul>\n"
 
 
-def class_section(entries: list[Entry], palette: Palette) -> str:
-    header, *rows = class_table(entries)
-    heads = "".join(f'<th scope="col">{escape(text.strip())}</th>' for text in header)
-    if len(entries) == 1:
-        heads = "".join(f'<th scope="col">{text}</th>' for text in ("class", "share of truth", "IoU", "accuracy"))
-    body = ""
-    for colour, (name, share, *values) in zip(palette, rows, strict=True):
-        marks = marked(values[: len(entries)]) + marked(values[len(entries) :])
-        cells = "".join(f"<td>{bar(value, mark)}</td>" for value, mark in marks)
-        body += (
-            f'<tr><th scope="row">{swatch(colour)}{escape(name)}</th><td class="number">{share:.2%}</td>{cells}</tr>'
-        )
-    return wide("Classes", f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>")
+def class_section(table: list[list], entries: list[Entry]) -> str:
+    """table: of `class_table`."""
+    heads, *classes = table
+    n = len(entries)
+    if n == 1:
+        heads = ["class", "share of truth", "IoU", "accuracy"]
+    rows = []
+    for colour, (name, share, *values) in zip(entries[0].meta["palette"], classes, strict=True):
+        cells = score_cells(values[:n]) + score_cells(values[n:])
+        rows.append([swatch(colour) + escape(name), f"{share:.2%}", *cells])
+    return scrollable_table("Classes", heads, rows, "classes")
 
 
 def curve_section(entries: list[Entry]) -> str:
     runs = {entry.label: entry.meta.get("history") or [] for entry in entries}
     if not any(runs.values()):
         return "<p>No training history is stored: this checkpoint was made from others.</p>"
-    names = "".join(
-        f"<li>{swatch(colour_of(index))}{escape(name)}</li>" for index, name in enumerate(runs) if len(runs) > 1
+    colours = zip(runs, cycle(COLOURS), strict=False)
+    return (
+        '<p class="soft">On the validation images; dashed: the training loss. '
+        "The learning rate is on a logarithmic scale.</p>\n"
+        f"{legend(colours if len(runs) > 1 else [])}\n"
+        f'<div class="curves">{"".join(curve_panels(runs))}</div>'
     )
-    note = "On the validation images; dashed: the training loss. The learning rate is on a logarithmic scale."
-    panels = "".join(curve_panels(runs))
-    return f'<p class="soft">{note}</p><ul class="legend">{names}</ul><div class="curves">{panels}</div>'
 
 
-def example_section(examples: list[Example], entries: list[Entry], classes: list[str], palette: Palette) -> str:
+def example_section(examples: list[Example], entries: list[Entry]) -> str:
     if not examples:
         return "<p>None of the images.</p>"
-    names = "".join(f"<li>{swatch(c)}{escape(name)}</li>" for name, c in zip(classes, palette, strict=True))
-    names += f"<li>{swatch(WRONG)}wrong</li><li>{swatch(UNSCORED)}not in the truth</li>"
-    hint = '<p class="soft hint">Choose a picture to enlarge it and to slide between truth and prediction.</p>'
-    shown = "".join(example_article(example, entries) for example in examples)
-    return f'{hint}<ul class="legend classes">{names}</ul>{shown}'
-
-
-def example_article(example: Example, entries: list[Entry]) -> str:
-    """Image, truth, and for each entry prediction and difference, with the scores of this image."""
-    several = len(entries) > 1
-    images = [next(i for i in e.scores["images"] if i["name"] == example.name) for e in entries]
-    figures = ""
-    for number, (kind, picture) in enumerate(pictures_of(example, entries)):
-        model = max(0, number // 2 - 1)
-        name, kind = (entries[model].label if several and number > 1 else ""), kind.split()[0]
-        score = f"mIoU {shown(images[model]['miou'])}, mPA {shown(images[model]['mpa'])}"
-        caption = {
-            "image": "image",
-            "truth": "truth",
-            "prediction": f"{name or 'prediction'}<br>{score}" if not name else f"<b>{escape(name)}</b><br>{score}",
-            "difference": "where they differ",
-        }[kind]
-        alt = {
-            "image": f"Image {example.name}",
-            "truth": f"True classes of {example.name}",
-            "prediction": f"Classes of {example.name} predicted{f' by {name}' if name else ''}, {score}",
-            "difference": f"{example.name}: pixels where {name or 'the prediction'} differs from the truth, in red",
-        }[kind]
-        title = escape(f"{example.name}{f', {name}' if name else ''}: {score}", quote=True)
-        labels = ' class="labels"' if kind in ("truth", "prediction") else ""
-        figures += (
-            f'<figure><button class="zoom" data-kind="{kind}" data-title="{title}"'
-            f"{f' data-model={chr(34)}{model}{chr(34)}' if number > 1 else ''}>"
-            f'<img{labels} src="{data_uri(picture)}" width="{picture.width}" height="{picture.height}" '
-            f'alt="{escape(alt, quote=True)}"></button><figcaption>{caption}</figcaption></figure>'
+    meta = entries[0].meta
+    colours = [*zip(meta["classes"], meta["palette"], strict=True)]
+    colours += [("wrong", WRONG), ("not in the truth", UNSCORED)]
+    html = (
+        '<p class="soft hint">Choose a picture to enlarge it '
+        "and to slide between truth and prediction.</p>\n"
+        f"{legend(colours, 'palette')}\n"
+    )
+    layout = "row many" if len(entries) > 1 else "row"
+    for example in examples:
+        figures = "".join(figure(picture, example.name, entries) for picture in example.pictures)
+        html += (
+            f'<article class="example"><h3>{escape(example.name)}</h3>\n'
+            f'<div class="{layout}">{figures}</div></article>\n'
         )
-    row = "row many" if several else "row"
-    return f'<article class="example"><h3>{escape(example.name)}</h3><div class="{row}">{figures}</div></article>'
+    return html
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture inside the page: labels without loss, photographs small."""
+def figure(picture: Picture, name: str, entries: list[Entry]) -> str:
+    """A picture of the image `name` with its caption; the viewer reads the button's data."""
+    entry = entries[picture.model or 0]
+    model = entry.label if len(entries) > 1 else ""
+    image = next(image for image in entry.scores["images"] if image["name"] == name)
+    score = f"mIoU {format_score(image['miou'])}, mPA {format_score(image['mpa'])}"
+    title, heading, by = f"{name}: {score}", "prediction", ""
+    if len(entries) > 1:
+        title, heading, by = f"{name}, {model}: {score}", f"<b>{escape(model)}</b>", f" by {model}"
+    caption, alt = {
+        "image": ("image", f"Image {name}"),
+        "truth": ("truth", f"True classes of {name}"),
+        "prediction": (f"{heading}<br>{score}", f"Classes of {name} predicted{by}, {score}"),
+        "difference": (
+            "where they differ",
+            f"{name}: pixels where {model or 'the prediction'} differs from the truth, in red",
+        ),
+    }[picture.kind]
+    number = "" if picture.model is None else picture.model
+    return (
+        f'<figure><button class="zoom" data-kind="{picture.kind}" data-model="{number}" '
+        f'data-title="{escape(title)}"><img src="{data_uri(picture.image)}" '
+        f'width="{picture.image.width}" height="{picture.image.height}" '
+        f'alt="{escape(alt)}"></button><figcaption>{caption}</figcaption></figure>\n'
+    )
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image inside the page: labels without loss, photographs small."""
     content = io.BytesIO()
-    if picture.mode == "P":
-        picture.save(content, "PNG", optimize=True)
-    else:
-        picture.save(content, "JPEG", quality=82, subsampling=0)  # full colour, for the sharp red of differences
-    kind = "png" if picture.mode == "P" else "jpeg"
+    kind = "png" if image.mode == "P" else "jpeg"
+    # subsampling 0: full colour, for the sharp red of errors; a format ignores the other's options
+    image.save(content, kind, optimize=True, quality=82, subsampling=0)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def confusion(entry: Entry, named: bool) -> str:
-    """The matrix, each row in per cent of the true pixels of a class."""
-    names = list(entry.scores["iou"])
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = ""
-    for name, row in zip(names, entry.scores["confusion"], strict=True):
-        total, cells = sum(row), ""
-        for predicted, count in zip(names, row, strict=True):
-            part = count / total if total else 0.0
-            colour = f"background:rgba(var(--mark),{part:.3f})" + (";color:#fff" if part > 0.55 else "")
-            hover = escape(f"{name} taken for {predicted}: {count:,} pixels", quote=True)
-            text = "&ndash;" if not total else "" if not count else f"{100 * part:.1f}"
-            cells += f'<td style="{colour}" title="{hover}">{text}</td>'
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    title = f"<h3>{escape(entry.label)}</h3>" if named else ""
-    note = "<p class='soft'>Rows: the truth. Columns: the prediction. Per cent of the row's pixels.</p>"
-    table = f'<table class="matrix"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    return title + note + wide(f"Confusion matrix of {entry.label}", table)
+def confusion_section(entries: list[Entry]) -> str:
+    """A row's cells are shares of the true pixels; a class that the truth lacks has dashes."""
+    html = ""
+    for entry in entries:
+        names = list(entry.scores["iou"])
+        rows = []
+        for name, counts in zip(names, entry.scores["confusion"], strict=True):
+            total, cells = sum(counts), []
+            for predicted, count in zip(names, counts, strict=True):
+                share = count / (total or 1)
+                text = f"{100 * share:.1f}" if count else "" if total else "&ndash;"
+                ink = "#fff" if share > 0.55 else "inherit"
+                style = f"background:rgba(var(--mark),{share:.3f});color:{ink}"
+                hover = escape(f"{name} taken for {predicted}: {count:,} pixels")
+                cells.append(f'<div style="{style}" title="{hover}">{text}</div>')
+            rows.append([escape(name), *cells])
+        html += f"<h3>{escape(entry.label)}</h3>\n" if len(entries) > 1 else ""
+        html += (
+            '<p class="soft">Rows: the truth. Columns: the prediction. '
+            "Per cent of the row's pixels.</p>\n"
+        )
+        label = f"Confusion matrix of {entry.label}"
+        html += scrollable_table(label, ["", *names], rows, "matrix")
+    return html
 
 
 def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
-    facts = [run_facts(entry) for entry in entries]
-    heads = "".join(f'<th scope="col">{escape(entry.label)}</th>' for entry in entries)
-    body = ""
-    for name in facts[0]:
-        cells = "".join(f"<td>{escape(fact[name])}</td>" for fact in facts)
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    table = f'<table class="facts"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    lines = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in evaluation.items())
-    details = "".join(
-        f"<details><summary>All settings of {escape(entry.label)}</summary>"
-        f"<pre>{escape(json.dumps({key: entry.meta[key] for key in ('config', 'args')}, indent=1))}</pre></details>"
-        for entry in entries
-    )
-    scored = f'<h3>This report</h3><table class="facts"><tbody>{lines}</tbody></table>'
-    return wide("Runs", table) + details + wide("This report", scored)
+    """How the checkpoints, the members of a UFormer beside it, and this report came about."""
+    columns = []
+    for entry in entries:
+        columns.append(entry)
+        for member in entry.meta.get("members", []):
+            label, meta = f"{entry.label}: {member['label']}", entry.meta | member
+            columns.append(Entry(label, member["path"], member["parameters"], meta, {}))
+    facts = [run_facts(column) for column in columns]
+    rows = [[name, *(escape(fact[name]) for fact in facts)] for name in facts[0]]
+    html = scrollable_table("Runs", ["", *(column.label for column in columns)], rows, "facts")
+    for column in columns:
+        settings = {key: column.meta[key] for key in ("config", "args")}
+        html += (
+            f"<details><summary>All settings of {escape(column.label)}</summary>"
+            f"<pre>{escape(json.dumps(settings, indent=1))}</pre></details>\n"
+        )
+    rows = [[escape(text) for text in fact] for fact in evaluation.items()]
+    return f"{html}<h3>This report</h3>{scrollable_table('This report', [], rows, 'facts')}"
 
 
 def run_facts(entry: Entry) -> dict[str, str]:
     """How a checkpoint came about, in words."""
-    meta, args, machine = entry.meta, entry.meta["args"], entry.meta.get("environment") or {}
-    data = meta["data"]
+    meta, args, data = entry.meta, entry.meta["args"], entry.meta["data"]
+    names = [value for value in meta["config"].values() if isinstance(value, str)]
     counts = ", ".join(f"{len(names)} {split}" for split, names in data["splits"].items())
-    size = "the images' own size" if not data["image_size"] else "{} x {} pixels".format(*data["image_size"])
-    crop = " in windows of {} x {}".format(*args["crop"]) if args.get("crop") else ""
-    epochs = len(meta.get("history") or [])
-    seconds = meta.get("seconds")
-    weights = meta.get("encoder_weights")
+    size = "the images' own size"
+    if data["image_size"]:
+        size = "{} x {} pixels".format(*data["image_size"])
+    if args.get("crop"):
+        size += " in windows of {} x {}".format(*args["crop"])
+    if "batch_size" in args:
+        recipe = f"{meta['epoch']} epochs, batch {args['batch_size']}, learning rate {args['lr']}"
+    else:
+        recipe = f"weighted average of {in_words(args['checkpoints'])}"
+    hardware = software = "unknown"
+    if machine := meta.get("environment"):
+        hardware = hardware_of(machine)
+        software = f"torch {machine['torch']}, Python {machine['python']}"
+    seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
     return {
         "checkpoint": entry.path,
-        "model": f"{' '.join(str(v) for v in meta['config'].values() if isinstance(v, str))}, "
-        f"{entry.parameters:,} parameters",
+        "model": f"{' '.join(names)}, {entry.parameters:,} parameters",
         "command": meta.get("command") or "unknown",
         "data": f"{data['root']} ({data['layout']}, {data['task']}): {counts} images",
-        "size": size + crop,
-        "recipe": f"{epochs} epochs, batch {args.get('batch_size')}, learning rate {args.get('lr')}",
-        "seed": str(args.get("seed")),
-        "encoder weights": "none: trained from random numbers" if not weights else in_words(weights),
+        "size": size,
+        "recipe": recipe,
+        "seed": str(args.get("seed", "none")),
+        "encoder weights": in_words(weights) if weights else "none: trained from random numbers",
         "training time": "unknown" if seconds is None else duration(seconds),
-        "hardware": "unknown" if not machine else hardware_of(machine),
-        "software": f"torch {machine.get('torch')}, Python {machine.get('python')}",
+        "hardware": hardware,
+        "software": software,
     }
 
 
@@ -197,31 +218,30 @@ def hardware_of(machine: dict) -> str:
 
 
 def in_words(value: object) -> str:
+    """A nested dict or list on one line."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {in_words(item)}" for key, item in value.items())
-    return ", ".join(map(in_words, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    return "none" if value is None else str(value)
 
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def marked(values: list[float | None], best: Callable = max) -> list[tuple[float | None, str]]:
-    """Each value with " best" if several are there and this one alone is the best."""
-    present = [value for value in values if value is not None]
-    alone = len(values) > 1 and bool(present) and present.count(best(present)) == 1
-    return [(value, " best" if alone and value == best(present) else "") for value in values]
-
-
-def bar(value: float | None, mark: str) -> str:
-    width = 0 if value is None else 100 * value
-    return f'<div class="bar{mark}"><span>{shown(value)}</span><i><b style="width:{width:.1f}%"></b></i></div>'
-
-
-def shown(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
+def score_cells(values: Sequence, best: Callable = max) -> list[str]:
+    """The scores of one row; the style sheet decides whether their size is drawn as a bar."""
+    cells = []
+    for index, value in enumerate(values):
+        mark = "best" if index == index_of_best(values, best) else ""
+        size = f"--size:{100 * (value or 0.0):.1f}%"
+        cells.append(f'<div class="score {mark}" style="{size}">{format_score(value)}</div>')
+    return cells
 
 
 def swatch(colour: Sequence[int] | str) -> str:
@@ -229,6 +249,25 @@ def swatch(colour: Sequence[int] | str) -> str:
     return f'<span class="swatch" style="background:{code}"></span>'
 
 
-def wide(name: str, html: str) -> str:
-    """What may be wider than a phone: scrolled by itself, by keys too."""
-    return f'<div class="wide" role="region" tabindex="0" aria-label="{escape(name, quote=True)}">{html}</div>'
+def legend(colours: Iterable[tuple], kind: str = "") -> str:
+    """colours: names with their colours."""
+    items = "".join(f"<li>{swatch(colour)}{escape(name)}</li>" for name, colour in colours)
+    return f'<ul class="legend {kind}">{items}</ul>'
+
+
+def scrollable_table(label: str, heads: list[str], rows: list[list[str]], kind: str) -> str:
+    """A table that scrolls by itself, by keys too, where it is wider than a phone.
+
+    heads: text; rows: HTML.
+    """
+    head, body = "", ""
+    for text in heads:
+        head += f'<th scope="col">{escape(text)}</th>' if text else "<td></td>"
+    for first, *cells in rows:
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        body += f'<tr><th scope="row">{first}</th>{row}</tr>\n'
+    return (
+        f'<div class="scrollable" role="region" tabindex="0" aria-label="{escape(label)}">'
+        f'<table class="{kind}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>\n"
+    )

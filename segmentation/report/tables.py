@@ -1,15 +1,12 @@
-"""What is said about scores, before it is HTML or printed: its columns, its tables, the images it shows."""
+"""The content of a report as plain rows, for HTML, CSV and the terminal alike."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
-
-COLUMNS = {"miou": "mIoU", "mpa": "mPA"}
 
 
 @dataclass
 class Entry:
-    """One column of a report. meta: what the checkpoint says; scores: see `score_split`."""
+    """A checkpoint in a report. meta: all it holds but weights; scores: see `score_split`."""
 
     label: str
     path: str
@@ -18,105 +15,128 @@ class Entry:
     scores: dict
 
 
-@dataclass
-class Example:
-    """One image as it is shown; predictions and differences: one for each entry. All pictures have one size."""
-
-    name: str
-    image: Image.Image
-    truth: Image.Image
-    predictions: list[Image.Image]
-    differences: list[Image.Image]
-
-
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     return "absent" if value is None else f"{value:.4f}"
 
 
-def aligned(rows: list[list]) -> str:
-    """Rows as lines of a terminal: the first column left, the others right, numbers with four digits."""
-    cells = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([f"{first:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in cells
-    ]
+def format_table(rows: list[list]) -> str:
+    """Lines for a terminal: the first column to the left, the others to the right."""
+    texts = []
+    for row in rows:
+        texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
+    columns = zip(*texts, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *others in texts:
+        padded = map(str.rjust, others, widths[1:])
+        lines.append("  ".join([first.ljust(widths[0]), *padded]))
     return "\n".join(lines)
 
 
-def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
-    """Heading -> names of images. One entry: the best and the worst by mIoU. Several: where each leads, the hardest."""
-    columns = [{image["name"]: image["miou"] for image in entry.scores["images"]} for entry in entries]
-    names = [name for name in columns[0] if all(column[name] is not None for column in columns)]
-    ordered = sorted(names, key=lambda name: -sum(column[name] for column in columns))
-    if len(entries) == 1:
-        best = ordered[: min(top, (len(ordered) + 1) // 2)]
-        worst = [name for name in reversed(ordered) if name not in best][:top]
-        return {"Best images": best, "Worst images": worst}
-    chosen = {}
-    for index, entry in enumerate(entries):
-        others = columns[:index] + columns[index + 1 :]
-        lead = {name: columns[index][name] - max(other[name] for other in others) for name in names}
-        chosen[f"Where {entry.label} leads most"] = sorted((n for n in names if lead[n] > 0), key=lambda n: -lead[n])[
-            :top
-        ]
-    return chosen | {"Hardest for all": ordered[::-1][:top]}
-
-
-def pictures_of(example: Example, entries: list[Entry]) -> list[tuple[str, Image.Image]]:
-    """(kind, picture) in the order they are shown."""
-    pictures = [("image", example.image), ("truth", example.truth)]
-    for entry, prediction, wrong in zip(entries, example.predictions, example.differences, strict=True):
-        of = f" {entry.label}" if len(entries) > 1 else ""
-        pictures += [(f"prediction{of}", prediction), (f"difference{of}", wrong)]
-    return pictures
+def index_of_best(values: Sequence, best: Callable = max) -> int | None:
+    """None where two share the best value, or where there is only one."""
+    known = [value for value in values if value is not None]
+    top = best(known, default=None)
+    return values.index(top) if len(values) > 1 and known.count(top) == 1 else None
 
 
 def score_table(entries: list[Entry]) -> list[list]:
     """Rows of: measure, what it means, a value for each entry."""
-    settings, iou = entries[0].meta["args"], entries[0].scores["iou"]
-    present = [sum(value is not None for value in entry.scores["iou"].values()) for entry in entries]
-    counted = str(present[0]) if len(set(present)) == 1 else "/".join(map(str, present))
-    loss = f"Tversky {settings['alpha']:g} / {settings['beta']:g}, one loss over all pixels"
+    loss = entries[0].meta["loss"]
+    classes = len(entries[0].scores["iou"])
+    present = []
+    for entry in entries:
+        absent = list(entry.scores["iou"].values()).count(None)
+        present.append(str(classes - absent))
+    counted = present[0] if len(set(present)) == 1 else "/".join(present)
     meanings = {
-        "mIoU": ("miou", f"one confusion matrix of all pixels, mean over {counted} of {len(iou)} classes"),
-        "mPA": ("mpa", "accuracy of a class, from the same matrix, mean over the classes in the truth"),
-        "pixel accuracy": ("pixel_accuracy", "share of the pixels that are right"),
-        "image mIoU": ("image_miou", "IoU of each image, mean over images for each class, then over classes"),
-        "image mPA": ("image_mpa", "accuracy of each image, averaged in the same way"),
-        "loss": ("loss", loss),
+        "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
+        "mPA": "accuracy of a class, from the same matrix, mean over the classes in the truth",
+        "pixel accuracy": "share of the pixels that are right",
+        "image mIoU": "IoU of each image, mean over images for each class, then over classes",
+        "image mPA": "accuracy of each image, averaged in the same way",
+        "loss": f"Tversky {loss['alpha']:g} / {loss['beta']:g}, one loss over all pixels",
     }
     rows = [["measure", "meaning", *(entry.label for entry in entries)]]
-    return rows + [[name, text, *(e.scores[key] for e in entries)] for name, (key, text) in meanings.items()]
-
-
-def class_table(entries: list[Entry]) -> list[list]:
-    """Rows of: class, share of the truth's pixels, IoU and accuracy for each entry."""
-    matrix = entries[0].scores["confusion"]
-    total = sum(map(sum, matrix)) or 1
-    rows = [["class", "share", *(f"{kind} {e.label}" for kind in ("IoU", "accuracy") for e in entries)]]
-    for index, name in enumerate(entries[0].scores["iou"]):
-        values = [e.scores[kind][name] for kind in ("iou", "accuracy") for e in entries]
-        rows.append([name, sum(matrix[index]) / total, *values])
+    for name, meaning in meanings.items():
+        key = name.lower().replace(" ", "_")
+        values = [entry.scores[key] for entry in entries]
+        rows.append([name, meaning, *values])
     return rows
 
 
-def comparison_table(entries: list[Entry]) -> list[list]:
-    """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with the fewest pixels in the truth."""
-    pixels = [(sum(row), k) for k, row in enumerate(entries[0].scores["confusion"])]
-    rarest = min((each for each in pixels if each[0]), default=(0, 0))[1]
-    name = list(entries[0].scores["iou"])[rarest]
-    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
-    for entry in entries:
-        predicted = sum(row[rarest] for row in entry.scores["confusion"])
-        precision = entry.scores["confusion"][rarest][rarest] / predicted if predicted else None
-        scores = entry.scores
-        rows.append([entry.label, scores["miou"], scores["mpa"], scores["accuracy"][name], precision])
+def class_table(entries: list[Entry]) -> list[list]:
+    """Rows of: class, share of the truth's pixels, the IoU of all entries, then their accuracy."""
+    columns = {}  # heading -> class -> score
+    for kind in ("IoU", "accuracy"):
+        for entry in entries:
+            columns[f"{kind} {entry.label}"] = entry.scores[kind.lower()]
+    rows: list[list] = [["class", "share", *columns]]
+    scores = entries[0].scores
+    total = sum(map(sum, scores["confusion"])) or 1
+    for name, row in zip(scores["iou"], scores["confusion"], strict=True):
+        values = [column[name] for column in columns.values()]
+        rows.append([name, sum(row) / total, *values])
     return rows
 
 
 def image_table(entries: list[Entry]) -> list[list]:
-    rows = [["image", *(f"{title} {e.label}" for e in entries for title in COLUMNS.values())]]
-    for images in zip(*(entry.scores["images"] for entry in entries), strict=True):
-        rows.append([images[0]["name"], *(image[key] for image in images for key in COLUMNS)])
+    """Rows of: image, then mIoU and mPA of each entry."""
+    rows = [["image"]]
+    for entry in entries:
+        rows[0] += [f"mIoU {entry.label}", f"mPA {entry.label}"]
+    columns = [entry.scores["images"] for entry in entries]
+    for images in zip(*columns, strict=True):
+        row = [images[0]["name"]]
+        for image in images:
+            row += [image["miou"], image["mpa"]]
+        rows.append(row)
     return rows
+
+
+def comparison_table(entries: list[Entry]) -> list[list]:
+    """Rows of: checkpoint, mIoU, mPA, recall and precision of the truth's rarest class."""
+    pixels = [sum(row) for row in entries[0].scores["confusion"]]
+    rarest = pixels.index(min(filter(None, pixels), default=0))
+    name = list(entries[0].scores["iou"])[rarest]
+    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
+    for entry in entries:
+        scores = entry.scores
+        predicted = [row[rarest] for row in scores["confusion"]]
+        precision = predicted[rarest] / sum(predicted) if any(predicted) else None
+        recall = scores["accuracy"][name]
+        rows.append([entry.label, scores["miou"], scores["mpa"], recall, precision])
+    return rows
+
+
+def miou_of_images(entries: list[Entry]) -> dict[str, list]:
+    """Image -> the mIoU of each entry."""
+    mious: dict[str, list] = {}
+    for entry in entries:
+        for image in entry.scores["images"]:
+            mious.setdefault(image["name"], []).append(image["miou"])
+    return mious
+
+
+def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
+    """Heading -> names of at most `top` images, chosen by mIoU.
+
+    One entry: its best and its worst images. Several: where each leads, and the hardest for all.
+    """
+    known = {name: row for name, row in miou_of_images(entries).items() if None not in row}
+    ordered = sorted(known, key=lambda name: -sum(known[name]))
+    if len(entries) == 1:
+        best = ordered[: min(top, (len(ordered) + 1) // 2)]
+        worst = ordered[len(best) :][::-1]
+        return {"Best images": best, "Worst images": worst[:top]}
+
+    def lead(name: str) -> float:
+        second, first = sorted(known[name])[-2:]
+        return first - second
+
+    chosen = {}
+    by_lead = sorted(known, key=lead, reverse=True)
+    for index, entry in enumerate(entries):
+        won = [name for name in by_lead if index_of_best(known[name]) == index]
+        chosen[f"Where {entry.label} leads most"] = won[:top]
+    return chosen | {"Hardest for all": ordered[::-1][:top]}
