@@ -1,4 +1,4 @@
-"""What the documents say holds: commands, flags, links, names; README's Python; and its commands, run in order."""
+"""What the documents say holds: commands parse and run, flags, links and names exist, Python runs."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def inline(path: Path) -> list[str]:
 
 
 def commands(path: Path, *, fenced_only: bool = False) -> list[list[str]]:
-    """The script, its flags; before them "torchrun" where that starts it, "oarsub" where a job does."""
+    """Script and flags; before them "torchrun" where that starts the script, "oarsub" for a job."""
     code = [*blocks(path), *([] if fenced_only else inline(path))]
     found = []
     for line in "\n".join(code).replace(" && ", "\n").splitlines():
