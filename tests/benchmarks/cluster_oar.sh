@@ -1,7 +1,7 @@
 #!/bin/bash
-# Proof of run_oar.sh on a real OAR scheduler with two nodes. Its output is transcript.txt beside this file.
+# Proof of run_oar.sh on a real OAR scheduler with two nodes. Its output is docs/oar-transcript.txt.
 #
-#   sudo [PYTHONPATH=..] tests/oar/proof.sh SANDBOX PYTHON [PARTS] > tests/oar/transcript.txt
+#   sudo [PYTHONPATH=..] tests/benchmarks/cluster_oar.sh SANDBOX PYTHON [PARTS] > docs/oar-transcript.txt
 #
 # SANDBOX: a command with `up`, `submit SCRIPT ARGS` (oarsub -S, wait for the end and for resubmissions, print the
 # outcome; $OARSUB_OPTS adds options), `run CMD` (as the jobs' user) and `down`. PYTHON: one that this user can run.
