@@ -1,4 +1,4 @@
-"""One process or many: set-up from torchrun's environment, sums over ranks, BatchNorm over ranks.
+"""One process or many: set-up from torchrun's environment, sums over ranks, how ranks fail together.
 
 Every function works without a process group, as one rank of one.
 """
@@ -95,9 +95,12 @@ def end_at_once(report: Callable[..., Any], *error: Any) -> None:
 
 
 def end_with(sentence: str) -> NoReturn:
-    """A BadInput ends this rank with code 2. Its sentence is printed once where all ranks have it."""
-    if not said_by_first_rank(sentence):
+    """A BadInput ends this rank with code 2; what all ranks have to say the first says alone."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first or not said_by_first_rank(sentence):
         print(f"error: {signed(sentence)}", file=sys.stderr, flush=True)
+    if is_first and _store is not None:
+        _store.set(sentence, "said")
     if dist.is_initialized():
         sys.stdout.flush()
         os._exit(2)  # for the reason of `end_at_once`
@@ -105,11 +108,8 @@ def end_with(sentence: str) -> NoReturn:
 
 
 def said_by_first_rank(sentence: str, seconds: float = 3) -> bool:
-    """Whether this is another rank and the first has the same to say, within so many seconds."""
+    """Whether the first rank has the same to say within so many seconds."""
     if _store is None:
-        return False
-    if os.environ["RANK"] == "0":
-        _store.set(sentence, "said")
         return False
     try:
         _store.wait([sentence], timedelta(seconds=seconds))

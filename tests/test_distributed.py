@@ -378,6 +378,7 @@ def test_a_device_that_one_rank_has_not_is_said_once(train_flags, tmp_path):
     assert output.count("--device cuda:99") == 1
     assert f"error: rank 1 ({socket.gethostname()}): --device cuda:99: " in output
     assert "[rank0]: Traceback" not in output
+    assert "SIGKILL" not in output  # half a minute after a rank that waits in vain was asked to end
 
 
 @pytest.mark.slow
