@@ -87,7 +87,7 @@ def main() -> None:
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "members": [describe_member(*each) for each in zip(labels, args.checkpoints, models, metas, strict=False)],
+        "members": [describe_member(*each) for each in zip(labels[:-1], args.checkpoints, models, metas, strict=True)],
     }
     print_table([*metas, trained], scores, labels, split)
     print_classes(average.weights, scores, labels)

@@ -12,9 +12,7 @@ WIDTH, HEIGHT = 300, 210  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 52, 288, 30, 182  # where the lines stand in it
 LEGEND = 26  # height of the legend above the panels
 DOTTED = 60  # epochs up to which each is a dot that tells its value under the pointer
-LOWEST_RATE = (
-    1e-4  # of the highest learning rate; lower ones, where annealing ends, are drawn there
-)
+LOWEST_RATE = 1e-4  # of the highest rate: lower ones, as annealing ends, are drawn there
 LOGARITHMIC = "Learning rate"
 PANELS = {
     "Loss": {"val_loss": "validation", "train_loss": "training"},
