@@ -55,11 +55,8 @@ def score_table(entries: list[Entry]) -> list[list]:
         "loss": f"Tversky {args['alpha']:g} / {args['beta']:g}, one loss over all pixels",
     }
     rows = [["measure", "meaning", *(entry.label for entry in entries)]]
-    for (
-        name,
-        meaning,
-    ) in meanings.items():  # the names, but for case and space, are the scores' keys
-        key = name.lower().replace(" ", "_")
+    for name, meaning in meanings.items():
+        key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
         values = [entry.scores[key] for entry in entries]
         rows.append([name, meaning, *values])
     return rows
