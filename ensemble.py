@@ -86,10 +86,8 @@ def main() -> None:
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "members": [
-            describe_member(label, path, model, meta)
-            for label, path, model, meta in zip(
-                labels, args.checkpoints, models, metas, strict=False
-            )
+            describe_member(*each)
+            for each in zip(labels[:-1], args.checkpoints, models, metas, strict=True)
         ],
     }
     print_table([*metas, trained], scores, labels, split)

@@ -12,9 +12,7 @@ WIDTH, HEIGHT = 300, 210  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 52, 288, 30, 182  # where the lines stand in it
 LEGEND = 26  # height of the legend above the panels
 DOTTED = 60  # epochs up to which each is a dot that tells its value under the pointer
-LOWEST_RATE = (
-    1e-4  # of the highest learning rate; lower ones, where annealing ends, are drawn there
-)
+LOWEST_RATE = 1e-4  # of the highest rate: lower ones, as annealing ends, are drawn there
 LOGARITHMIC = "Learning rate"
 PANELS = {
     "Loss": {"val_loss": "validation", "train_loss": "training"},
@@ -115,8 +113,12 @@ def draw_panel(title: str, lines: list[Line]) -> str:
         x, _ = place(tick, values[0])
         middle = f'x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle"'
         drawn += f'<text class="axis" {middle}>{tick:.0f}</text>\n'
-    drawn += "".join(draw_line(line, place) for line in lines)
-    label = f"{title} over {last - first + 1} epochs: " + "; ".join(map(describe, lines))
+    ends = []
+    for line in lines:
+        drawn += draw_line(line, place)
+        begin, end = line.points[0][1], line.points[-1][1]
+        ends.append(f"{line.run} {line.meaning} from {begin:.4g} to {end:.4g}")
+    label = f"{title} over {last - first + 1} epochs: {'; '.join(ends)}"
     return f'<svg class="curve" role="img" aria-label="{escape(label)}" {size}>\n{drawn}</svg>'
 
 
@@ -132,11 +134,6 @@ def draw_line(line: Line, place: Callable) -> str:
     style = f'class="line {line.meaning}" stroke="{line.colour}"'
     drawn = f'<polyline {style} points="{path.strip()}"/>\n'
     return drawn + dots if len(line.points) <= DOTTED else drawn
-
-
-def describe(line: Line) -> str:
-    (_, begin), (_, end) = line.points[0], line.points[-1]
-    return f"{line.run} {line.meaning} from {begin:.4g} to {end:.4g}"
 
 
 def round_numbers(low: float, high: float, count: int, finest: float = 0.0) -> list[float]:

@@ -24,8 +24,7 @@ def format_table(rows: list[list]) -> str:
     texts = []
     for row in rows:
         texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
-    columns = zip(*texts, strict=True)
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
     for first, *others in texts:
         padded = map(str.rjust, others, widths[1:])
@@ -43,11 +42,9 @@ def index_of_best(values: Sequence, best: Callable = max) -> int | None:
 def score_table(entries: list[Entry]) -> list[list]:
     """Rows of: measure, what it means, a value for each entry."""
     loss = entries[0].meta["loss"]
-    classes = len(entries[0].scores["iou"])
-    present = []
-    for entry in entries:
-        absent = list(entry.scores["iou"].values()).count(None)
-        present.append(str(classes - absent))
+    ious = [list(entry.scores["iou"].values()) for entry in entries]
+    classes = len(ious[0])
+    present = [str(classes - values.count(None)) for values in ious]
     counted = present[0] if len(set(present)) == 1 else "/".join(present)
     meanings = {
         "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
@@ -59,7 +56,7 @@ def score_table(entries: list[Entry]) -> list[list]:
     }
     rows = [["measure", "meaning", *(entry.label for entry in entries)]]
     for name, meaning in meanings.items():
-        key = name.lower().replace(" ", "_")
+        key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
         values = [entry.scores[key] for entry in entries]
         rows.append([name, meaning, *values])
     return rows
@@ -111,11 +108,10 @@ def comparison_table(entries: list[Entry]) -> list[list]:
 
 def miou_of_images(entries: list[Entry]) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
-    mious: dict[str, list] = {}
+    columns = []
     for entry in entries:
-        for image in entry.scores["images"]:
-            mious.setdefault(image["name"], []).append(image["miou"])
-    return mious
+        columns.append({image["name"]: image["miou"] for image in entry.scores["images"]})
+    return {name: [column[name] for column in columns] for name in columns[0]}
 
 
 def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
