@@ -24,15 +24,19 @@ from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_image, score_split, scores_of
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
+from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
 
 Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K, Tversky sums N x 3 x K
 
 
+@out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
 def main() -> None:
     args = ensemble_arguments(__doc__.split("\n\n")[0])
     device = distributed.setup(args.device)
+    prepare(device, args.amp)
+    announce(device, args.device)
     how = Prediction(device, args.tile, args.flips, args.amp)
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
     check_members(args.checkpoints, metas, args.data)

@@ -29,6 +29,13 @@ from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically
+from segmentation.hardware import (
+    announce,
+    environment,
+    hardware_of,
+    out_of_memory_is_bad_input,
+    prepare,
+)
 from segmentation.report import write_report
 from segmentation.report.pictures import (
     Example,
@@ -38,7 +45,6 @@ from segmentation.report.pictures import (
     palette_image,
     thumbnail,
 )
-from segmentation.report.sections import hardware_of
 from segmentation.report.tables import (
     Entry,
     choose_examples,
@@ -46,14 +52,16 @@ from segmentation.report.tables import (
     format_score,
     format_table,
 )
-from segmentation.training.run_folder import environment
 
 ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 
 
+@out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
     device = distributed.setup(args.device)
+    prepare(device, args.amp)
+    announce(device, args.device)
     how = Prediction(device, args.tile, args.flips, args.amp)
     if args.out:
         with writing("--out", args.out):
@@ -171,9 +179,10 @@ def facts_of(how: Prediction, seconds: float) -> dict[str, str]:
         "all": ", averaged over flips",
         "horizontal": ", averaged with their mirror images",
     }
+    amp = ", in bfloat16" if how.amp else ""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "images": tiles + flips[how.flips],
+        "images": tiles + flips[how.flips] + amp,
         "hardware": hardware_of(machine),
         "software": f"torch {machine['torch']}, Python {machine['python']}",
         "time": f"{seconds:.0f} s",

@@ -42,18 +42,22 @@ on() { # NODE COMMAND: run a shell command there, where this script stands
     exec oarsh "$1" "$(printf 'cd %q && exec bash -c %q' "$PWD" "$2")" < /dev/null
 }
 launch() { # RANK NODE
-    local ranks=${RANKS:-$(gpus_of "$2")} variables=() name
+    local gpus ranks device=() variables=() name
+    gpus=$(gpus_of "$2")
+    ranks=${RANKS:-$gpus}
     [ "$ranks" -gt 0 ] || ranks=1
+    [ "$gpus" -eq 0 ] || device=(--device cuda)    # or a driver that torch cannot use means a training on the CPU
     for name in "${PASS[@]}"; do [ -z "${!name}" ] || variables+=("$name=${!name}"); done
     on "$2" "echo \$\$ > $pid_file; exec $(printf '%q ' env "${variables[@]}" "$PYTHON" -m torch.distributed.run \
         --nnodes=${#nodes[@]} --node-rank="$1" --nproc-per-node="$ranks" --master-addr="${nodes[0]}" \
-        --master-port=$port train.py "${FLAGS[@]}" --out "$OUT" --resume)"
+        --master-port=$port train.py "${device[@]}" "${FLAGS[@]}" --out "$OUT" --resume)"
 }
 everywhere() { # COMMAND: with $pid, torchrun's on each node
     local node
     for node in "${nodes[@]}"; do (on "$node" "pid=\$(cat $pid_file) && $1") & others+=($!); done 2> /dev/null
 }
 
+rm -f "$OUT/interrupted"                           # of the job before: this one may fail before train.py removes it
 started=() others=() failed=0 forwarded=-9
 for rank in "${!nodes[@]}"; do
     launch "$rank" "${nodes[rank]}" &

@@ -23,7 +23,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
-from segmentation.allocator import keep_freed_memory
 from segmentation.arguments import recipe_of, training_arguments
 from segmentation.checkpoint import restore_model
 from segmentation.data.datasets import SegmentationDataset, open_dataset
@@ -32,6 +31,16 @@ from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically, write_csv
+from segmentation.hardware import (
+    announce,
+    check_memory,
+    environment,
+    keep_freed_memory,
+    out_of_memory_is_bad_input,
+    prepare,
+    step_memory,
+    usual_workers,
+)
 from segmentation.pretrained.initial import start_fresh, start_from
 from segmentation.recipes import (
     Recipe,
@@ -55,7 +64,6 @@ from segmentation.training.pipeline import Pipeline
 from segmentation.training.progress import HISTORY, Progress
 from segmentation.training.run_folder import (
     MARKER,
-    environment,
     open_run,
     try_write,
     write_checkpoint,
@@ -63,6 +71,7 @@ from segmentation.training.run_folder import (
 )
 
 
+@out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
 def main() -> None:
     args = training_arguments(__doc__.split("\n\n")[0])
     recipe = recipe_of(args)
@@ -70,6 +79,8 @@ def main() -> None:
 
     # 1. One process, or one of many.
     device = distributed.setup(args.device)
+    prepare(device, args.amp)
+    announce(device, args.device)
     torch.manual_seed(args.seed)
     keep_freed_memory()
 
@@ -79,18 +90,33 @@ def main() -> None:
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
     data = distributed.first_rank_first(lambda: open_data(args, saved))
-    samples = TrainingSamples(data, "train", crop=args.crop, seed=args.seed, recipe=recipe)
+    workers = usual_workers(device) if args.workers is None else args.workers
+    samples = TrainingSamples(
+        data,
+        "train",
+        crop=args.crop,
+        augment=recipe.augment,
+        seed=args.seed,
+        augmentation=recipe.augmentation,
+        scale_range=recipe.scales,
+    )
     place, places = rank_slice(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=place, world=places)
     loader = DataLoader(
         samples,
         batch_sampler=order,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_signals,
     )
     steps = len(order)
+    size = samples.size
+    if args.batch_size == 1 and max(size) <= 32:
+        raise BadInput(
+            f"--batch-size 1 of {size[0]} x {size[1]} pixels leaves BatchNorm a single value to "
+            "take statistics of: use --batch-size 2 or more"
+        )
 
     # 4. Model.
     model, config, source = distributed.first_rank_first(lambda: start_model(args, data, saved))
@@ -98,9 +124,20 @@ def main() -> None:
     frozen = frozen_parts(model, args.freeze_members, args.freeze_encoder)
     for part in frozen:
         part.requires_grad_(False)
+    train_mode(model, frozen)
 
-    # 5. Loss and ranks.
+    # 5. Loss, memory, ranks.
     criterion = criterion_for(recipe, data.pixel_counts["train"]).to(device)
+    needed = step_memory(
+        model,
+        criterion,
+        args.batch_size / distributed.world_size(),  # in a pipeline, of the mean rank
+        size,
+        amp=args.amp,
+        compiled=args.compile,
+        shards=1 if args.parallel == "ddp" else distributed.world_size(),
+    )
+    memory = check_memory(needed, device, args.amp)
     parallel = distribute_model(model, args.parallel, device, criterion, args.amp)
     if args.compile:
         # Sizes are few, and torch's compiler fails on a map whose sides are unknown.
@@ -126,7 +163,7 @@ def main() -> None:
         if saved:
             write_history(out, progress.history)
         pixels = dict(zip(data.classes, data.pixel_counts["train"], strict=True))
-        print_summary(data.layout, data.splits, pixels, data.skipped, model, steps, out)
+        print_summary(data.layout, data.splits, pixels, data.skipped, model, steps, memory, out)
 
     # 8. Train: an epoch, its scores on val, its row of history, its checkpoints.
     def divisor_at(step: int) -> int:
@@ -138,10 +175,8 @@ def main() -> None:
     written = True
     try:
         while not progress.is_finished(recipe.epochs, args.max_minutes):
-            order.set_epoch(progress.epoch, start=progress.step, divisor=divisor_at)
-            model.train()
-            for part in frozen:
-                part.eval()  # BatchNorm's statistics are frozen too
+            order.set_epoch(progress.epoch, start=progress.step, divisor_at=divisor_at)
+            train_mode(model, frozen)
             data_wait = train_one_epoch(
                 parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
             )
@@ -211,6 +246,13 @@ def frozen_parts(model: nn.Module, members: bool, encoders: bool) -> list[nn.Mod
     if encoders:
         return [part.encoder for part in getattr(model, "members", [model])]
     return []
+
+
+def train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
+    """Training mode, but for frozen parts: their BatchNorm's statistics are frozen too."""
+    model.train()
+    for part in frozen:
+        part.eval()
 
 
 def describe_run(

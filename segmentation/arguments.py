@@ -131,9 +131,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers",
         type=non_negative_int,
-        default=1,
         metavar="N",
-        help="processes that prepare samples",
+        help="processes that prepare samples (default: 1; on a GPU from cores and ranks)",
     )
 
 

@@ -33,7 +33,7 @@ class Recipe:
     dropout: float = 0.0  # SegFormer: before the logits
 
     # No flag overrides these.
-    augmentation: str = "aerial"  # a key of data.transforms.AUGMENTATIONS
+    augmentation: str = "deck"  # of data.samples: "deck" draws extra samples alone, "fast" all
     scales: tuple[float, float] = (1.0, 1.0)  # range of a sample's scale
     coarse: tuple[float, float] = (0.0, 0.0)  # shares of the training at 1/4, then up to 1/2 size
     class_balance: float | None = None  # cross entropy too, weights (median / own pixels) ** this
@@ -48,7 +48,7 @@ FAST = Recipe(
     batch_size=16,
     lr=2e-3,
     augment=3000,
-    augmentation="street",
+    augmentation="fast",
     scales=(0.76, 1.32),
     coarse=(0.4, 0.8),
     class_balance=0.5,

@@ -9,6 +9,7 @@ from itertools import cycle
 
 from PIL import Image
 
+from ..hardware import hardware_of
 from .curves import COLOURS, curve_panels
 from .pictures import UNSCORED, WRONG, Example, Picture
 from .tables import Entry, format_score, index_of_best, miou_of_images
@@ -209,12 +210,6 @@ def run_facts(entry: Entry) -> dict[str, str]:
         "hardware": hardware,
         "software": software,
     }
-
-
-def hardware_of(machine: dict) -> str:
-    ranks, threads = machine["ranks"], machine["threads"]
-    processes = f"{ranks} process{'es' if ranks > 1 else ''}"
-    return f"{machine['processor']}, {processes} of {threads} thread{'s' if threads > 1 else ''}"
 
 
 def in_words(value: object) -> str:

@@ -18,9 +18,10 @@ def print_summary(
     skipped: list[str],
     model: nn.Module,
     steps: int,
+    memory: str,
     out: Path,
 ) -> None:
-    """What is trained on what. pixels: those of each class in the training masks."""
+    """What is trained on what. pixels: of each class in the training masks; memory: of a step."""
     counts = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
     total = sum(pixels.values())
     shares = ", ".join(f"{name} {count / total:.1%}" for name, count in pixels.items())
@@ -29,6 +30,7 @@ def print_summary(
     print(f"train pixels: {shares}")
     for sentence in skipped:
         print(f"left out: {sentence}")
+    print(f"memory: {memory}")
     print(f"model: {type(model).__name__}, {parameters:,} parameters; ", end="")
     print(f"{steps} steps an epoch, files in {out}", flush=True)
 

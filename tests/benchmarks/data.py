@@ -32,10 +32,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segmentation import SegFormer
-from segmentation.allocator import keep_freed_memory
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.data.transforms import SIZES
+from segmentation.hardware import keep_freed_memory
 from segmentation.recipes import criterion_for, optimizer_for
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import distributed
-from segmentation.allocator import keep_freed_memory
+from segmentation.hardware import keep_freed_memory
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
 from segmentation.recipes import optimizer_for

@@ -35,7 +35,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging
 
 from segmentation import ConfusionMatrix, MixTransformer, ResNet18UNet, SegFormer, TverskyLoss
-from segmentation.allocator import keep_freed_memory
+from segmentation.hardware import keep_freed_memory
 from segmentation.models.layers import Normalise
 
 PAIRS, BATCH, CLASSES = 7, 4, 19

@@ -1,0 +1,280 @@
+"""The machine: its name, what of it torch can use, and how much of its memory a training needs."""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from .distributed import alone, say, world_size
+from .errors import BadInput
+
+GIB = 2**30
+MOST_WORKERS = 8
+AMP_CAPABILITY = (8, 0)  # cuDNN has no bfloat16 convolutions below it
+OLDER_CARDS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions: of x86, of x86, of ARM
+SIDE = 64  # of the square images, in pixels, that a step's memory is measured on
+COMPILED = 0.8  # --compile computes some of what autograd keeps a second time: 0.87 to 0.98 remain
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def prepare(device: torch.device, amp: bool) -> None:
+    """What a device needs after `distributed.setup`. BadInput for a GPU that torch cannot use."""
+    if device.type == "cuda":
+        check_gpu(device, amp)
+        torch.set_float32_matmul_precision("high")  # TF32, which convolutions have anyway
+        torch.backends.cudnn.benchmark = True  # training has few sizes; predictions turn it off
+    elif device.type == "cpu" and amp and not has_bfloat16():
+        say("this processor has no bfloat16 instructions: --amp is slower here than without")
+
+
+def check_gpu(device: torch.device, amp: bool) -> None:
+    """BadInput for a card that this torch has no kernels for, or that is too old for --amp."""
+    capability = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    card = "{} has compute capability {}.{}".format(name, *capability)
+    known = cuda_architectures()
+    if known and not any(runs_on(capability, *each) for each in known):
+        builds = ", ".join(torch.cuda.get_arch_list())
+        advice = "update torch"
+        if capability < min(version for _, version in known):
+            advice = f"install the CUDA 12.6 build of torch ({OLDER_CARDS})"
+        raise BadInput(f"{card}, this torch is built for {builds}: {advice}, or say --device cpu")
+    if amp and capability < AMP_CAPABILITY:
+        needed = "{}.{}".format(*AMP_CAPABILITY)
+        raise BadInput(f"{card}, and bfloat16 needs {needed} or more: leave --amp out")
+
+
+def cuda_architectures() -> list[tuple[str, tuple[int, int]]]:
+    """What this torch is built for, as ("sm", (7, 5)); nothing where the GPUs are AMD's."""
+    names = torch.cuda.get_arch_list()
+    found = (re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in names)
+    return [(match[1], (int(match[2]), int(match[3]))) for match in found if match]
+
+
+def runs_on(capability: tuple[int, int], kind: str, version: tuple[int, int]) -> bool:
+    """Kernels ("sm") run on cards of their own generation, PTX ("compute") on all later ones."""
+    return version <= capability and (kind == "compute" or version[0] == capability[0])
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; True where its instructions are not known."""
+    flags = processor_says("flags") or processor_says("Features")
+    return flags is None or not BFLOAT16.isdisjoint(flags.split())
+
+
+def announce(device: torch.device, asked: str | None) -> None:
+    """Print the device and, where nobody asked for the CPU, why a GPU of NVIDIA's is not used."""
+    say(f"device: {device}, {hardware_of(environment(device))}")
+    driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
+    if device.type != "cpu" or asked is not None or not driver:
+        return
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        say(f"no GPU is used, though NVIDIA's driver is installed: {reason}")
+
+
+def environment(device: torch.device) -> dict:
+    """Hardware and versions a run was made with."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "ranks": world_size(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def hardware_of(machine: dict) -> str:
+    """An `environment` in words."""
+    ranks, threads = machine["ranks"], machine["threads"]
+    processes = f"{ranks} process{'es' if ranks > 1 else ''}"
+    return f"{machine['processor']}, {processes} of {threads} thread{'s' if threads > 1 else ''}"
+
+
+def processor_name() -> str:
+    return processor_says("model name") or platform.processor() or platform.machine()
+
+
+def processor_says(key: str) -> str | None:
+    """A line of /proc/cpuinfo, without its key; None where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
+    return next(found, None)
+
+
+def local_ranks() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def usual_workers(device: torch.device) -> int:
+    """Processes that prepare samples, where nobody said how many: a GPU waits for one alone."""
+    if device.type != "cuda":
+        return 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # those of this job
+    return max(1, min(MOST_WORKERS, cores // local_ranks()))
+
+
+def keep_freed_memory() -> None:
+    """Stop malloc from giving large freed blocks back to the system; only glibc's can.
+
+    Every step allocates the same activations, and each new page costs a fault: a fifth of a step
+    on CPUs.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, GIB)
+        mallopt(M_MMAP_THRESHOLD, GIB)
+
+
+def step_memory(
+    model: nn.Module,
+    criterion: nn.Module,
+    images: float,
+    size: tuple[int, int],
+    *,
+    amp: bool = False,
+    compiled: bool = False,
+    shards: int = 1,
+) -> float:
+    """Bytes that a training step needs beside the weights, at least; the model stays as it is.
+
+    What autograd keeps of so many images of `size` (height, width), which goes as gradients come,
+    and the optimizer's two moments of each weight, split into `shards`. The peak of a step is 1.06
+    to 1.5 times as high, more with a frozen encoder: what lives for one operation is not counted.
+    """
+    one, two = (kept_by_autograd(model, criterion, n, amp) for n in (1, 2))
+    pixels = images * size[0] * size[1]
+    kept = 2 * one - two + (two - one) / SIDE**2 * pixels  # --amp's copies of weights do not grow
+    kept *= COMPILED if compiled else 1
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return max(kept, trained / shards) + 2 * trained / shards
+
+
+def kept_by_autograd(model: nn.Module, criterion: nn.Module, images: int, amp: bool) -> int:
+    """Bytes that autograd keeps of a forward of so many small images, each storage once."""
+    device = next(model.parameters()).device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    weights = [*model.parameters(), *buffers.values()]
+    not_counted = {weight.untyped_storage().data_ptr() for weight in weights}
+    found = {}
+
+    def note(saved: Tensor) -> None:
+        storage = saved.untyped_storage()
+        found[storage.data_ptr()] = storage  # held, so that its place is not used again
+
+    image = torch.zeros(images, 3, SIDE, SIDE, device=device)
+    mask = torch.zeros(images, SIDE, SIDE, dtype=torch.int64, device=device)
+    keys = torch.zeros(images, dtype=torch.int64, device=device)
+    with alone(), saved_tensors_hooks(note, lambda nothing: nothing):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = functional_call(model, buffers, (image, keys))
+        criterion(logits, mask)
+    return sum(found[place].nbytes() for place in found.keys() - not_counted)
+
+
+def check_memory(needed: float, device: torch.device, amp: bool) -> str:
+    """What a step needs and what is free, in words. BadInput where it does not fit.
+
+    `needed` is less than any such step took, so that what is refused cannot work.
+    """
+    free = free_memory(device)
+    need = f"a training step needs at least {needed / GIB:.2f} GiB beside the weights"
+    if free is None:
+        return need
+    there = f"{device} has {free / GIB:.2f} GiB free"
+    if device.type == "cpu" and local_ranks() > 1:
+        there += f" for each of {local_ranks()} processes"
+    if needed > free:
+        advice = "--crop H W, a smaller --image-size or a smaller --batch-size"
+        advice += "" if amp else ", or --amp"
+        raise BadInput(f"{need}, {there}: use {advice}")
+    return f"{need}, {there}"
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that this rank may still take on its device; None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = free_in_machine() if device.type == "cpu" else None
+    return None if free is None else free / local_ranks()
+
+
+def free_in_machine(root: Path = Path("/")) -> int | None:
+    """Bytes that Linux can still give to this process: in the machine, and in its control groups.
+
+    A group counts the pages of files that were read, which go as soon as memory is wanted.
+    """
+    try:
+        free = [1024 * numbers(root / "proc/meminfo")["MemAvailable:"]]
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, KeyError):
+        return None
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if controllers == "":  # version 2
+            top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif controllers == "memory":  # version 1
+            top = root / "sys/fs/cgroup/memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = top / path.lstrip("/")  # from a container some folders above it are not seen
+        while folder.is_relative_to(top):
+            free += free_in_group(folder, *files)
+            folder = folder.parent
+    return max(0, min(free))
+
+
+def free_in_group(folder: Path, limit: str, usage: str) -> list[int]:
+    """[bytes below the limit of a control group], or [] where it has none."""
+    try:
+        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        stat = numbers(folder / "memory.stat")
+    except (OSError, ValueError):  # a limit of "max" is none
+        return []
+    prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with its subgroups
+    files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
+    return [most - used + files]
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """A file of /proc with lines of a name, a number, and perhaps a unit."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines}
+
+
+@contextmanager
+def out_of_memory_is_bad_input(advice: str) -> Iterator[None]:
+    """Running out of memory, on a device or in the machine, becomes BadInput. Also a decorator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not any(part in text for part in OUT_OF_MEMORY):
+            raise
+        asked = re.search(r"tried to allocate (\d\S* \w+)", text, re.IGNORECASE)
+        more = f" when {asked[1]} more were needed" if asked else ""
+        raise BadInput(f"out of memory{more}: {advice}") from error
