@@ -82,5 +82,5 @@ def score_image(
             matrix += confusion_matrix(probability.argmax(0), target, K).cpu()
             valid = (target != 255)[None, None]
             label = torch.where(valid, target, 0)
-            sums += tversky_sums(probability[None] * valid, label, valid).double().cpu()
+            sums += tversky_sums(probability[None] * valid, label, valid).cpu().double()  # mps has none
     return matrix, sums
