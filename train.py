@@ -50,7 +50,7 @@ from segmentation.recipes import (
     sample_divisor,
 )
 from segmentation.report.curves import curves_svg
-from segmentation.training.clock import Clock, Stopped, ignore_signals
+from segmentation.training.clock import Clock, Stopped
 from segmentation.training.log import print_epoch, print_summary, show_progress
 from segmentation.training.parallel import (
     distribute_model,
@@ -69,6 +69,8 @@ from segmentation.training.run_folder import (
     write_checkpoint,
     write_config,
 )
+
+from segmentation.training.workers import ignore_signals, worker_context
 
 
 @out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
@@ -109,6 +111,7 @@ def main() -> None:
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_signals,
+        multiprocessing_context=worker_context(device, workers),
     )
     steps = len(order)
     size = samples.size
@@ -181,7 +184,7 @@ def main() -> None:
                 parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
             )
             trained_until = clock.now()
-            with clock.validation():
+            with clock.validation(), torch.compiler.set_stance("force_eager"):  # few sizes are alike
                 whole = whole_model(parallel, config)
                 weights = {"alpha": recipe.alpha, "beta": recipe.beta}
                 scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)

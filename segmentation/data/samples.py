@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from ..errors import BadInput
-from ..training.clock import ignore_signals
 from .transforms import SIZES, draw_augmentation, draw_crop, draw_fast, transform_pair
 
 
@@ -118,15 +117,3 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             size = () if (shrink := self.shrink(step)) == 1 else (shrink,)
             yield [(self.epoch, index, *size) for index in batch[self.slice]]
-
-
-def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader:
-    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names. A worker has one thread."""
-    return DataLoader(
-        samples,
-        batch_sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals,
-    )

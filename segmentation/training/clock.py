@@ -75,12 +75,3 @@ class Clock:
 
     def saved(self) -> None:
         self.last_save = self.agreed  # not now(): the ranks must agree when the next is due
-
-
-def ignore_signals(worker: int = 0) -> None:
-    """Let signals do nothing from here on, in this process.
-
-    For loader workers: torchrun signals them too, and the rank that needs them could not save.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -84,7 +84,8 @@ def write_checkpoint(path: Path, checkpoint: dict) -> bool:
     """
     failed, not_numbers = False, False
     if rank() == 0:
-        not_numbers = any(bool(weight.isnan().any()) for weight in checkpoint["model"].values())
+        spoilt = [weight.isnan().any() for weight in checkpoint["model"].values()]
+        not_numbers = bool(torch.stack(spoilt).any())
         if not not_numbers:
             failed = not try_write(path, lambda: save_checkpoint(path, checkpoint))
     flags = all_reduce_sum(torch.tensor([int(failed), int(not_numbers)]))

@@ -1,0 +1,48 @@
+"""The processes that prepare samples."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+
+import torch
+
+from .clock import SIGNALS
+
+PRELOADED = "segmentation.data.samples"  # once, for all workers
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """Let signals do nothing from here on, in this process.
+
+    For loader workers: torchrun signals them too, and the rank that needs them could not save.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals wait for the end of it; in processes started meanwhile they wait for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_context(device: torch.device, workers: int) -> BaseContext | None:
+    """On a GPU, workers are forks of a process without CUDA: forks of one with it may abort.
+
+    That process must outlive the signals that stop a run, as its workers end with it.
+    """
+    if device.type != "cuda" or not workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    resource_tracker.ensure_running()  # or it is started below, and lifts the mask at once
+    with signals_held():
+        forkserver.ensure_running()
+    return context
