@@ -69,7 +69,6 @@ from segmentation.training.run_folder import (
     write_checkpoint,
     write_config,
 )
-
 from segmentation.training.workers import ignore_signals, worker_context
 
 
@@ -184,7 +183,10 @@ def main() -> None:
                 parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
             )
             trained_until = clock.now()
-            with clock.validation(), torch.compiler.set_stance("force_eager"):  # few sizes are alike
+            with (
+                clock.validation(),
+                torch.compiler.set_stance("force_eager"),
+            ):  # few sizes are alike
                 whole = whole_model(parallel, config)
                 weights = {"alpha": recipe.alpha, "beta": recipe.beta}
                 scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)

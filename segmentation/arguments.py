@@ -119,7 +119,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--task", choices=tasks, default="multiclass", help="binary: two classes")
     add("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
     add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
-    sides = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
+    sides: dict[str, Any] = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
     add("--image-size", **sides, help="resize images to this")
     add("--crop", **sides, help="train on random windows")
     add(

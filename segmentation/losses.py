@@ -23,10 +23,18 @@ def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """TP, P, T (3 x K, float64 but on mps) of N x K x H x W probabilities, 0 where not valid; others N x 1 x H x W."""
     wide = torch.float32 if probability.device.type == "mps" else torch.float64
     N, K, H, _ = probability.shape
-    rows = probability.new_zeros(N, H, K)  # sums a row of pixels: rows in parallel, and no long float32 sum
+    rows = probability.new_zeros(
+        N, H, K
+    )  # sums a row of pixels: rows in parallel, and no long float32 sum
     tp = rows.scatter_add(2, label[:, 0], probability.gather(1, label)[:, 0])
     t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows.dtype))
-    return torch.stack((tp.sum((0, 1), dtype=wide), probability.sum((2, 3)).to(wide).sum(0), t.sum((0, 1), dtype=wide)))
+    return torch.stack(
+        (
+            tp.sum((0, 1), dtype=wide),
+            probability.sum((2, 3)).to(wide).sum(0),
+            t.sum((0, 1), dtype=wide),
+        )
+    )
 
 
 class TverskySums(torch.autograd.Function):
@@ -39,7 +47,9 @@ class TverskySums(torch.autograd.Function):
     def forward(ctx, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         valid = (target != ignore_index)[:, None]  # N x 1 x H x W
         label = torch.where(valid, target[:, None], 0)
-        probability = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).mul_(valid)
+        probability = logits.softmax(
+            1, dtype=torch.promote_types(logits.dtype, torch.float32)
+        ).mul_(valid)
         ctx.save_for_backward(probability, label)
         ctx.logits_dtype = logits.dtype
         return tversky_sums(probability, label, valid)
@@ -79,7 +89,9 @@ class TverskyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         sums = all_reduce_sum(TverskySums.apply(logits, target, self.ignore_index))
-        return tversky_loss(sums, self.alpha, self.beta).to(torch.promote_types(logits.dtype, torch.float32))
+        return tversky_loss(sums, self.alpha, self.beta).to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )
 
 
 class TverskyCrossEntropy(TverskyLoss):
@@ -92,7 +104,11 @@ class TverskyCrossEntropy(TverskyLoss):
     class_weights: Tensor | None
 
     def __init__(
-        self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255, class_weights: Tensor | None = None
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        ignore_index: int = 255,
+        class_weights: Tensor | None = None,
     ):
         super().__init__(alpha, beta, ignore_index)
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -101,8 +117,14 @@ class TverskyCrossEntropy(TverskyLoss):
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         tversky = super().forward(logits, target)
         logits = logits.to(tversky.dtype)
-        weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights.to(logits)
-        total = F.cross_entropy(logits, target, weights, ignore_index=self.ignore_index, reduction="sum")
+        weights = (
+            logits.new_ones(logits.shape[1])
+            if self.class_weights is None
+            else self.class_weights.to(logits)
+        )
+        total = F.cross_entropy(
+            logits, target, weights, ignore_index=self.ignore_index, reduction="sum"
+        )
         valid = target != self.ignore_index
         count = (weights[torch.where(valid, target, 0)] * valid).sum()
         total, count = all_reduce_sum(torch.stack((total, count)))

@@ -13,13 +13,17 @@ from .distributed import all_reduce_sum
 IGNORED = 255  # the label of pixels that count nowhere
 
 
-def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = IGNORED) -> Tensor:
+def confusion_matrix(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = IGNORED
+) -> Tensor:
     """prediction, target: int64 of one shape, any -> int64 K x K, counts of (target, prediction) pairs.
 
     ValueError for a label that is neither a class nor ignored.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
+        )
     K = num_classes
     prediction, target = prediction.flatten(), target.flatten()
     valid = target != ignore_index
@@ -81,7 +85,8 @@ def image_scores(matrices: Tensor) -> dict:
         "image_miou": _number(iou.nanmean(0).nanmean()),
         "image_mpa": _number(accuracy.nanmean(0).nanmean()),
         "images": [
-            {"miou": _number(i), "mpa": _number(a)} for i, a in zip(iou.nanmean(-1), accuracy.nanmean(-1), strict=True)
+            {"miou": _number(i), "mpa": _number(a)}
+            for i, a in zip(iou.nanmean(-1), accuracy.nanmean(-1), strict=True)
         ],
     }
 

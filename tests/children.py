@@ -26,7 +26,9 @@ class Kill(NamedTuple):
 
 def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits: Any) -> int:
     """A script in a process of its own -> its exit code, -N if signal N ended it. See `child` for the limits."""
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds what it loads once for all children
+    os.environ["PYTHONPATH"] = str(
+        ROOT
+    )  # where the fork server finds what it loads once for all children
     process = context.Process(target=child, args=(name, arguments, kill), kwargs=limits)
     process.start()
     process.join(240)

@@ -25,7 +25,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, columns = np.mgrid[:40, :56]
     for number in range(24):
         generator = np.random.default_rng(number)
-        (y, x), (top, left) = generator.integers((8, 8), (32, 48)), generator.integers((0, 0), (24, 40))
+        (y, x), (top, left) = (
+            generator.integers((8, 8), (32, 48)),
+            generator.integers((0, 0), (24, 40)),
+        )
         mask = np.zeros((40, 56), np.uint8)
         mask[(rows - y) ** 2 + (columns - x) ** 2 < 60] = 1
         mask[top : top + 14, left : left + 14] = 2
@@ -52,7 +55,10 @@ def run_script(name: str, *arguments: object) -> int:
     from segmentation.errors import exit_on_bad_input
 
     script = importlib.import_module(name)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         try:

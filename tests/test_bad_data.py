@@ -48,7 +48,9 @@ def mask(index: int, classes: int = 3, size: tuple[int, int] = SIZE) -> Image.Im
     return Image.fromarray(stored)
 
 
-def table(root: Path, text: str = "index,name,r,g,b\n0,a,0,0,0\n1,b,255,0,0\n2,c,0,255,0\n") -> None:
+def table(
+    root: Path, text: str = "index,name,r,g,b\n0,a,0,0,0\n1,b,255,0,0\n2,c,0,255,0\n"
+) -> None:
     (root / "classes.csv").write_text(text)
 
 
@@ -109,9 +111,22 @@ def tiff(root: Path, *, bands: int, bits: int) -> None:
     pixels = bytes(width * height * bands * bits // 8)
     extra = max(0, bands - 3)
     depths = 10 + 12 * 10 + 4
-    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, bands, depths), (259, 3, 1, 1), (262, 3, 1, 2)]
-    entries += [(273, 4, 1, depths + 4 * bands), (277, 3, 1, bands), (278, 3, 1, height), (279, 4, 1, len(pixels))]
-    entries += [(338, 3, extra, depths + 2 * bands if extra > 2 else 0)] if extra else [(339, 3, 1, 1)]
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, bands, depths),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+    ]
+    entries += [
+        (273, 4, 1, depths + 4 * bands),
+        (277, 3, 1, bands),
+        (278, 3, 1, height),
+        (279, 4, 1, len(pixels)),
+    ]
+    entries += (
+        [(338, 3, extra, depths + 2 * bands if extra > 2 else 0)] if extra else [(339, 3, 1, 1)]
+    )
     content = b"II*\0" + (8).to_bytes(4, "little") + len(entries).to_bytes(2, "little")
     for tag, kind, count, value in entries:
         parts = (tag.to_bytes(2, "little"), kind.to_bytes(2, "little"), count.to_bytes(4, "little"))
@@ -130,7 +145,10 @@ def sixteen_bit_rgb_png(root: Path) -> None:
     """Pillow would cut 16-bit RGB to 8 bits without a word: only the header's depth differs."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 16, 12, 16, 2, 0, 0, 0))]
     chunks += [(b"IDAT", zlib.compress((b"\0" + bytes(6 * 16)) * 12)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    parts = [
+        struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c))
+        for kind, c in chunks
+    ]
     (root / "images/03.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
@@ -151,43 +169,109 @@ def dangling(root: Path) -> None:
 
 # One pair is bad, the rest is sound: id -> (damage, what the message must say). All can be left out by skip_bad.
 ONE_BAD_PAIR: dict[str, tuple[Damage, str]] = {
-    "image without mask": (lambda r: (r / "masks/03.png").unlink(), r"images/03.png: no mask masks/03.\*"),
-    "mask without image": (lambda r: (r / "images/03.png").unlink(), r"masks/03.png: no image images/03.\*"),
-    "stem is not a prefix": (lambda r: (r / "masks/03.png").rename(r / "masks/030.png"), r"images/03.png: no mask"),
-    "stem has its case": (lambda r: (r / "masks/03.png").rename(r / "masks/03A.png"), r"masks/03A.png: no image"),
-    "two images of one name": (lambda r: image(90).save(r / "images/03.bmp"), r"03.png: same name as 03.bmp"),
+    "image without mask": (
+        lambda r: (r / "masks/03.png").unlink(),
+        r"images/03.png: no mask masks/03.\*",
+    ),
+    "mask without image": (
+        lambda r: (r / "images/03.png").unlink(),
+        r"masks/03.png: no image images/03.\*",
+    ),
+    "stem is not a prefix": (
+        lambda r: (r / "masks/03.png").rename(r / "masks/030.png"),
+        r"images/03.png: no mask",
+    ),
+    "stem has its case": (
+        lambda r: (r / "masks/03.png").rename(r / "masks/03A.png"),
+        r"masks/03A.png: no image",
+    ),
+    "two images of one name": (
+        lambda r: image(90).save(r / "images/03.bmp"),
+        r"03.png: same name as 03.bmp",
+    ),
     "size mismatch": (
         lambda r: image(3, (12, 17)).save(r / "images/03.png"),
         r"17 x 12 .*03.png 16 x 12: export",
     ),
-    "swapped size": (lambda r: image(3, (16, 12)).save(r / "images/03.png"), r"12 x 16 .*16 x 12: width and height"),
-    "truncated image": (lambda r: truncate(r / "images/03.png"), r"images/03.png: is truncated or damaged"),
-    "truncated mask": (lambda r: truncate(r / "masks/03.png", 0.8), r"masks/03.png: is truncated or damaged"),
-    "only a header": (lambda r: truncate(r / "images/03.png", 0.02), r"images/03.png: is not an image"),
-    "empty image": (lambda r: (r / "images/03.png").write_bytes(b""), r"images/03.png: is empty \(0 bytes\); copy"),
-    "empty mask": (lambda r: (r / "masks/03.png").write_bytes(b""), r"masks/03.png: is empty \(0 bytes\); copy"),
-    "text as image": (lambda r: (r / "images/03.png").write_text("<html>404"), r"images/03.png: is not an image"),
-    "Git LFS pointer": (lambda r: (r / "masks/03.png").write_text("version https://git-lfs"), r"masks/03.png: is not"),
+    "swapped size": (
+        lambda r: image(3, (16, 12)).save(r / "images/03.png"),
+        r"12 x 16 .*16 x 12: width and height",
+    ),
+    "truncated image": (
+        lambda r: truncate(r / "images/03.png"),
+        r"images/03.png: is truncated or damaged",
+    ),
+    "truncated mask": (
+        lambda r: truncate(r / "masks/03.png", 0.8),
+        r"masks/03.png: is truncated or damaged",
+    ),
+    "only a header": (
+        lambda r: truncate(r / "images/03.png", 0.02),
+        r"images/03.png: is not an image",
+    ),
+    "empty image": (
+        lambda r: (r / "images/03.png").write_bytes(b""),
+        r"images/03.png: is empty \(0 bytes\); copy",
+    ),
+    "empty mask": (
+        lambda r: (r / "masks/03.png").write_bytes(b""),
+        r"masks/03.png: is empty \(0 bytes\); copy",
+    ),
+    "text as image": (
+        lambda r: (r / "images/03.png").write_text("<html>404"),
+        r"images/03.png: is not an image",
+    ),
+    "Git LFS pointer": (
+        lambda r: (r / "masks/03.png").write_text("version https://git-lfs"),
+        r"masks/03.png: is not",
+    ),
     "folder as image": (folder_instead, r"images/03.png: cannot be opened"),
     "dangling link": (dangling, r"images/03.png or masks/03.png: cannot be opened \(No such file"),
-    "16-bit grey image": (sixteen_bit, r"images/03.tif: stores more than 8 bits .*save it as 8-bit RGB"),
+    "16-bit grey image": (
+        sixteen_bit,
+        r"images/03.tif: stores more than 8 bits .*save it as 8-bit RGB",
+    ),
     "16-bit RGB image": (sixteen_bit_rgb_png, r"images/03.png: stores more than 8 bits"),
-    "16-bit RGB TIFF": (lambda r: tiff(r, bands=3, bits=16), r"images/03.tif: stores more than 8 bits"),
-    "float image": (lambda r: Image.new("F", (16, 12)).save(sixteen_bit(r) or r / "images/03.tif"), "mode F"),
-    "five bands": (lambda r: tiff(r, bands=5, bits=8), r"images/03.tif: has 5 bands; save three of them"),
-    "over the pixel limit": (tall_header, r"images/03.bmp: has more than 178956970 pixels; cut it into tiles"),
+    "16-bit RGB TIFF": (
+        lambda r: tiff(r, bands=3, bits=16),
+        r"images/03.tif: stores more than 8 bits",
+    ),
+    "float image": (
+        lambda r: Image.new("F", (16, 12)).save(sixteen_bit(r) or r / "images/03.tif"),
+        "mode F",
+    ),
+    "five bands": (
+        lambda r: tiff(r, bands=5, bits=8),
+        r"images/03.tif: has 5 bands; save three of them",
+    ),
+    "over the pixel limit": (
+        tall_header,
+        r"images/03.bmp: has more than 178956970 pixels; cut it into tiles",
+    ),
     "EXIF 6, mask not turned": (
         lambda r: tagged(r, 6, SIZE),
         r"images/03.jpg: has EXIF orientation 6.*without",
     ),
     "EXIF 3, sizes agree": (lambda r: tagged(r, 3, SIZE), r"images/03.jpg: has EXIF orientation 3"),
     "EXIF 2, mirrored": (lambda r: tagged(r, 2, SIZE), r"images/03.jpg: has EXIF orientation 2"),
-    "EXIF 8, other size": (lambda r: tagged(r, 8, (10, 10)), r"images/03.jpg: has EXIF orientation 8"),
-    "JPEG mask": (lambda r: lossy(r, ".jpg", "JPEG"), r"masks/03.jpg: is a JPEG file; lossy .*as PNG"),
+    "EXIF 8, other size": (
+        lambda r: tagged(r, 8, (10, 10)),
+        r"images/03.jpg: has EXIF orientation 8",
+    ),
+    "JPEG mask": (
+        lambda r: lossy(r, ".jpg", "JPEG"),
+        r"masks/03.jpg: is a JPEG file; lossy .*as PNG",
+    ),
     "JPEG mask named PNG": (lambda r: lossy(r, ".png", "JPEG"), r"masks/03.png: is a JPEG file"),
     "WebP mask": (lambda r: lossy(r, ".webp", "WEBP"), r"masks/03.webp: is a WEBP file"),
-    "float mask": (lambda r: lossy(r, ".tif", "TIFF") or Image.new("F", (16, 12)).save(r / "masks/03.tif"), "mode F"),
-    "CMYK mask": (lambda r: lossy(r, ".tif", "TIFF") or Image.new("CMYK", (16, 12)).save(r / "masks/03.tif"), "CMYK"),
+    "float mask": (
+        lambda r: lossy(r, ".tif", "TIFF") or Image.new("F", (16, 12)).save(r / "masks/03.tif"),
+        "mode F",
+    ),
+    "CMYK mask": (
+        lambda r: lossy(r, ".tif", "TIFF") or Image.new("CMYK", (16, 12)).save(r / "masks/03.tif"),
+        "CMYK",
+    ),
     "label beyond 255": (
         lambda r: Image.fromarray(np.full(SIZE, 1000, np.uint16)).save(r / "masks/03.png"),
         r"masks/03.png: stores the label 1000 \(192 pixels",
@@ -196,10 +280,22 @@ ONE_BAD_PAIR: dict[str, tuple[Damage, str]] = {
         lambda r: colour_mask(r, (255, 0, 0)),
         r"03.png: is a colour mask; .*classes.csv",
     ),
-    "unknown colour": (lambda r: table(r) or colour_mask(r, (9, 8, 7)), r"does not name: 9,8,7 \(6 pixels\); add"),
-    "requantised palette": (requantised, r"masks/03.png: has the colours of classes.csv at other indices"),
-    "undeclared value": (lambda r: with_values(r, 7), r"masks/03.png: .*7 \(1 pixels\): say --label-map 7=255"),
-    "undeclared values": (lambda r: with_values(r, 7, 9, 9), r"7 \(1 pixels\), 9 \(2 pixels\): .*7=255,9=255"),
+    "unknown colour": (
+        lambda r: table(r) or colour_mask(r, (9, 8, 7)),
+        r"does not name: 9,8,7 \(6 pixels\); add",
+    ),
+    "requantised palette": (
+        requantised,
+        r"masks/03.png: has the colours of classes.csv at other indices",
+    ),
+    "undeclared value": (
+        lambda r: with_values(r, 7),
+        r"masks/03.png: .*7 \(1 pixels\): say --label-map 7=255",
+    ),
+    "undeclared values": (
+        lambda r: with_values(r, 7, 9, 9),
+        r"7 \(1 pixels\), 9 \(2 pixels\): .*7=255,9=255",
+    ),
     "many undeclared values": (
         lambda r: with_values(r, *range(50, 90)),
         r"40 undeclared values 50..89 \(40 pixels",
@@ -216,7 +312,9 @@ def test_one_bad_pair_is_named_and_can_be_left_out(root, case):
     data = open_dataset(str(root), skip_bad=True)
     kept = [name for names in data.splits.values() for name in names]
     assert len(kept) == 15
-    assert "images/03.png" not in kept and any(re.search(message, sentence) for sentence in data.skipped)
+    assert "images/03.png" not in kept and any(
+        re.search(message, sentence) for sentence in data.skipped
+    )
 
 
 def one_class(root: Path) -> None:
@@ -226,7 +324,9 @@ def one_class(root: Path) -> None:
 
 def stored_values(root: Path, low: int, high: int) -> None:
     for path in (root / "masks").iterdir():
-        Image.fromarray(np.where(np.array(mask(int(path.stem), 2)), high, low).astype(np.uint8)).save(path)
+        Image.fromarray(
+            np.where(np.array(mask(int(path.stem), 2)), high, low).astype(np.uint8)
+        ).save(path)
 
 
 def only(root: Path, count: int) -> None:
@@ -253,12 +353,24 @@ def given_splits(root: Path, *splits: str) -> None:
 # The set as a whole makes no sense: id -> (damage, options of open_dataset, what the message must say).
 BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
     "no folder": (lambda r: shutil.rmtree(r), {}, "no such folder; give --data"),
-    "unknown layout": (lambda r: shutil.rmtree(r / "masks"), {}, r"(?s)looked for.*CamVid.*generic.*classes.csv"),
+    "unknown layout": (
+        lambda r: shutil.rmtree(r / "masks"),
+        {},
+        r"(?s)looked for.*CamVid.*generic.*classes.csv",
+    ),
     "empty images": (lambda r: empty(r, "images"), {}, "images/: holds no images"),
     "empty masks": (lambda r: empty(r, "masks"), {}, "masks/: holds no images"),
-    "both empty": (lambda r: empty(r, "images", "masks"), {"skip_bad": True}, "masks/: holds no images"),
+    "both empty": (
+        lambda r: empty(r, "images", "masks"),
+        {"skip_bad": True},
+        "masks/: holds no images",
+    ),
     "one pair": (lambda r: only(r, 1), {}, "cannot be split into train and val"),
-    "no common stem": (lambda r: [p.rename(f"{p}.png") for p in (r / "masks").iterdir()], {}, "15.png.png: no image"),
+    "no common stem": (
+        lambda r: [p.rename(f"{p}.png") for p in (r / "masks").iterdir()],
+        {},
+        "15.png.png: no image",
+    ),
     "no val": (lambda r: given_splits(r, "train"), {}, "val/images/: missing"),
     "no train masks": (
         lambda r: given_splits(r, "train", "val") or shutil.rmtree(r / "train/masks"),
@@ -270,13 +382,29 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
         {},
         r"00.png \(train\): the same file as",
     ),
-    "nothing left": (lambda r: given_splits(r, "train", "val"), {"skip_bad": True}, "nothing is left in train or val"),
+    "nothing left": (
+        lambda r: given_splits(r, "train", "val"),
+        {"skip_bad": True},
+        "nothing is left in train or val",
+    ),
     "0 and 255": (lambda r: stored_values(r, 0, 255), {}, "masks/: .*--label-map 255=1"),
-    "0 and 255, binary": (lambda r: stored_values(r, 0, 255), {"task": "binary"}, "--label-map 255=1"),
-    "0 and 255 with a table": (lambda r: table(r) or stored_values(r, 0, 255), {}, "--label-map 255=1"),
+    "0 and 255, binary": (
+        lambda r: stored_values(r, 0, 255),
+        {"task": "binary"},
+        "--label-map 255=1",
+    ),
+    "0 and 255 with a table": (
+        lambda r: table(r) or stored_values(r, 0, 255),
+        {},
+        "--label-map 255=1",
+    ),
     "0 and 15": (lambda r: stored_values(r, 0, 15), {}, "only 2 of 0..15: say --label-map 15=1"),
     "one class": (one_class, {}, r"only the labels \[0\]"),
-    "three labels, binary": (lambda r: None, {"task": "binary"}, "masks go up to 2: say --label-map 2=1"),
+    "three labels, binary": (
+        lambda r: None,
+        {"task": "binary"},
+        "masks go up to 2: say --label-map 2=1",
+    ),
     "three classes, binary": (table, {"task": "binary"}, "needs two classes, this table has 3"),
     "unknown task": (lambda r: None, {"task": "panoptic"}, "multiclass or binary"),
     "image size 0": (lambda r: None, {"image_size": (0, 64)}, "--image-size 0 64: .*at least 32"),
@@ -289,9 +417,17 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
     "table with a gap": (lambda r: table(r, "0,a,0,0,0\n2,b,1,1,1"), {}, "0, 1, ..., K-1"),
     "table of one class": (lambda r: table(r, "0,a,0,0,0"), {}, "K at least 2"),
     "table empty": (lambda r: table(r, ""), {}, "classes.csv: the indices"),
-    "table repeats a colour": (lambda r: table(r, "0,a,0,0,0\n1,b,0,0,0"), {}, "'1,b,0,0,0' repeats"),
+    "table repeats a colour": (
+        lambda r: table(r, "0,a,0,0,0\n1,b,0,0,0"),
+        {},
+        "'1,b,0,0,0' repeats",
+    ),
     "table over 255": (lambda r: table(r, "0,a,0,0,0\n1,b,0,256,0"), {}, "within 0..255"),
-    "table in Latin-1": (lambda r: (r / "classes.csv").write_bytes(b"0,b\xe9ton,0,0,0"), {}, "UTF-8"),
+    "table in Latin-1": (
+        lambda r: (r / "classes.csv").write_bytes(b"0,b\xe9ton,0,0,0"),
+        {},
+        "UTF-8",
+    ),
     "stored file is gone": (
         lambda r: None,
         {"splits": {"train": ["images/77.png"]}},
@@ -309,7 +445,8 @@ def test_bad_set_is_refused(root, case):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "255", "255=", "a=1", "256=1", "1=256", "-1=0", "9-3=1", "1=0,1=2", "0-9=0,5=1", "1=2=3"]
+    "text",
+    ["", "255", "255=", "a=1", "256=1", "1=256", "-1=0", "9-3=1", "1=0,1=2", "0-9=0,5=1", "1=2=3"],
 )
 def test_label_map_nonsense(text):
     with pytest.raises(BadInput, match="--label-map"):
@@ -346,7 +483,9 @@ def test_antialiased_masks_are_one_short_diagnosis_that_hides_nothing(root, decl
     (root / "images/03.png").write_bytes(b"")
     with pytest.raises(BadInput, match="0-127=0,128-255=1") as caught:
         open_dataset(str(root))
-    assert "images/03.png: is empty" in str(caught.value) and len(str(caught.value).splitlines()) <= 4
+    assert (
+        "images/03.png: is empty" in str(caught.value) and len(str(caught.value).splitlines()) <= 4
+    )
     (root / "images/03.png").unlink()
     (root / "masks/03.png").unlink()
     (root / "classes.csv").unlink(missing_ok=True)
@@ -360,7 +499,9 @@ def test_duplicates_leave_the_copy_that_is_not_scored_on(root):
 
 
 def test_large_but_allowed_images_pass_without_a_warning(root, monkeypatch, recwarn):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # 192 pixels: above the warning, below the error at twice that
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 150
+    )  # 192 pixels: above the warning, below the error at twice that
     open_dataset(str(root))
     assert not recwarn.list
 
@@ -368,7 +509,9 @@ def test_large_but_allowed_images_pass_without_a_warning(root, monkeypatch, recw
 def test_unwritable_cache_is_said(root, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(BadInput, match=r"cannot write the cache \(Not a directory\).*XDG_CACHE_HOME"):
+    with pytest.raises(
+        BadInput, match=r"cannot write the cache \(Not a directory\).*XDG_CACHE_HOME"
+    ):
         open_dataset(str(root))
 
 

@@ -19,7 +19,18 @@ from test_checkpoint import Hostile, truncated
 from segmentation import ResNet18UNet
 from segmentation.checkpoint import save_checkpoint
 
-FLAGS = ("--model", "unet", "--encoder-weights", "none", "--device", "cpu", "--workers", 0, "--epochs", 1)
+FLAGS = (
+    "--model",
+    "unet",
+    "--encoder-weights",
+    "none",
+    "--device",
+    "cpu",
+    "--workers",
+    0,
+    "--epochs",
+    1,
+)
 FLAGS += ("--batch-size", 8, "--augment", 0, "--image-size", 32, 32)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -78,7 +89,10 @@ FLAG_CASES = [
     (("--alpha", 0, "--beta", 0), "counts no error"),
     (("--dropout", 1), "1 is not in [0, 1)"),
     (("--drop-path", "nan"), "nan is not in [0, 1)"),
-    (("--coarse", 0.5, 0.4), "--coarse Q H: samples of half the size come after those of a quarter"),
+    (
+        ("--coarse", 0.5, 0.4),
+        "--coarse Q H: samples of half the size come after those of a quarter",
+    ),
     (("--coarse", 0.5, 1), "1 is not in [0, 1)"),
     (("--sizes", 0.5, 2), "--sizes is for --recipe fast"),
     (("--recipe", "fast", "--sizes", 2, 0.5), "--sizes LOW HIGH: LOW is not above HIGH"),
@@ -94,14 +108,19 @@ FLAG_CASES = [
     (("--model", "uformer", "--init", "a.pt"), "--init takes two checkpoints"),
     (("--init", "nowhere.pt"), "nowhere.pt cannot be read (No such file or directory)"),
     (("--encoder-weights", "nowhere.bin"), "nowhere.bin"),
-    (("--batch-size", 17), "16 training samples do not fill one batch of 17; use --batch-size 16 or less"),
+    (
+        ("--batch-size", 17),
+        "16 training samples do not fill one batch of 17; use --batch-size 16 or less",
+    ),
     (("--batch-size", 1), "--batch-size 1 of 32 x 32 pixels"),
     (("--data", "/no/such/folder"), "/no/such/folder: no such folder"),
     (("--data", ROOT / "train.py"), "train.py: no such folder"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), FLAG_CASES, ids=lambda value: None if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("changes", "message"), FLAG_CASES, ids=lambda value: None if isinstance(value, str) else ""
+)
 def test_bad_flags(place: Place, capsys: pytest.CaptureFixture, changes: tuple, message: str):
     assert run_script("train", *arguments_of(place, *changes)) == 2
     said = capsys.readouterr().err
@@ -171,7 +190,10 @@ def weights_alone(path: Path) -> None:
 def not_a_run(path: Path) -> None:
     """A sound checkpoint, without what a run needs to go on."""
     model = ResNet18UNet(3)
-    save_checkpoint(path, {"model": model.state_dict(), "config": {"model": "unet", "num_classes": 3}, "classes": []})
+    save_checkpoint(
+        path,
+        {"model": model.state_dict(), "config": {"model": "unet", "num_classes": 3}, "classes": []},
+    )
 
 
 def more_classes(place: Place) -> tuple:
@@ -237,15 +259,27 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         held,
         "already holds a run (best.pt): add --resume to go on with it, or choose another --out",
     ),
-    "--resume with other settings": (other_settings, "was trained with other settings: --lr 0.7 (was 0.001)"),
-    "--resume of a hostile pickle": (resume_of(hostile), "last.pt is not a checkpoint of plain data"),
+    "--resume with other settings": (
+        other_settings,
+        "was trained with other settings: --lr 0.7 (was 0.001)",
+    ),
+    "--resume of a hostile pickle": (
+        resume_of(hostile),
+        "last.pt is not a checkpoint of plain data",
+    ),
     "--resume of a truncated file": (resume_of(cut), "last.pt is damaged or not a checkpoint"),
     "--resume of an empty file": (resume_of(empty), "last.pt is empty"),
-    "--resume of a checkpoint that is no run": (resume_of(not_a_run), "last.pt holds no run to go on with"),
+    "--resume of a checkpoint that is no run": (
+        resume_of(not_a_run),
+        "last.pt holds no run to go on with",
+    ),
     "--init of a hostile pickle": (init_of(hostile), "init.pt is not a checkpoint of plain data"),
     "--init of a truncated file": (init_of(cut), "init.pt is damaged or not a checkpoint"),
     "--init of an empty file": (init_of(empty), "init.pt is empty"),
-    "--init of bare weights": (init_of(weights_alone), "init.pt holds no checkpoint of this project"),
+    "--init of bare weights": (
+        init_of(weights_alone),
+        "init.pt holds no checkpoint of this project",
+    ),
     "--init of another model": (
         lambda place: ("--init", place.init, "--model", "segformer"),
         "init.pt is a unet: say --model unet",
@@ -257,16 +291,31 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         encoder_weights(lambda path: torch.save({"a": torch.zeros(3)}, path)),
         "init.pt",
     ),
-    "an empty folder": (lambda place: shutil.rmtree(place.data) or place.data.mkdir(), "looked for"),
-    "no masks": (lambda place: [path.unlink() for path in (place.data / "masks").iterdir()] and None, "mask"),
-    "a set of one image": (lambda place: only(place, 1), "a single pair cannot be split into train and val"),
+    "an empty folder": (
+        lambda place: shutil.rmtree(place.data) or place.data.mkdir(),
+        "looked for",
+    ),
+    "no masks": (
+        lambda place: [path.unlink() for path in (place.data / "masks").iterdir()] and None,
+        "mask",
+    ),
+    "a set of one image": (
+        lambda place: only(place, 1),
+        "a single pair cannot be split into train and val",
+    ),
     "a set of two images": (
         lambda place: only(place, 2),
         "training samples do not fill one batch of 8; use --batch-size",
     ),
     "no label anywhere": (nothing_labelled, "label"),
-    "no label in train": (lambda place: split_folder(place, "train"), "all pixels of the train masks are 255"),
-    "no label in val": (lambda place: split_folder(place, "val"), "all pixels of the val masks are 255"),
+    "no label in train": (
+        lambda place: split_folder(place, "train"),
+        "all pixels of the train masks are 255",
+    ),
+    "no label in val": (
+        lambda place: split_folder(place, "val"),
+        "all pixels of the val masks are 255",
+    ),
     "undeclared labels": (values_0_255, "holds undeclared values 7"),
     "a 16-bit image": (
         lambda place: Image.fromarray(np.zeros((40, 56), np.uint16)).save(pair(place, 3)[0]),
@@ -276,7 +325,10 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         lambda place: pair(place, 3)[0].write_bytes(pair(place, 3)[0].read_bytes()[:900]) and None,
         "images/03.png: is truncated or damaged",
     ),
-    "an image of 0 bytes": (lambda place: empty(pair(place, 3)[0]), "images/03.png: is empty (0 bytes)"),
+    "an image of 0 bytes": (
+        lambda place: empty(pair(place, 3)[0]),
+        "images/03.png: is empty (0 bytes)",
+    ),
 }
 
 
@@ -317,7 +369,9 @@ def test_images_of_two_sizes_need_a_crop(place: Place, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(15, 1), (5, 3)])
-def test_a_last_batch_of_one_is_dropped(place: Place, capsys: pytest.CaptureFixture, batch: int, steps: int):
+def test_a_last_batch_of_one_is_dropped(
+    place: Place, capsys: pytest.CaptureFixture, batch: int, steps: int
+):
     """16 training images of 32 x 32 pixels: BatchNorm can take no statistics of the sixteenth alone."""
     assert run_script("train", *arguments_of(place, "--batch-size", batch)) == 0
     assert f"{steps} steps an epoch" in capsys.readouterr().out
@@ -334,7 +388,11 @@ def test_bad_pairs_can_be_left_out(place: Place, capsys: pytest.CaptureFixture):
     ("command", "code", "message"),
     [
         ([sys.executable, "train.py", "--image-size", "0", "0"], 2, "0 is not 1 or more"),
-        ([sys.executable, "train.py", "--data", "/no/such/folder", "--out", "OUT"], 2, "error: /no/such/folder"),
+        (
+            [sys.executable, "train.py", "--data", "/no/such/folder", "--out", "OUT"],
+            2,
+            "error: /no/such/folder",
+        ),
         (
             [*TORCHRUN, "train.py", "--data", "/no/such/folder", "--out", "OUT", "--device", "cpu"],
             1,  # torchrun's own

@@ -37,7 +37,12 @@ def test_what_is_saved_is_what_is_loaded(model: torch.nn.Module, tmp_path: Path)
     loaded, meta = load_checkpoint(tmp_path / "a.pt")
     assert is_equal(loaded.state_dict(), model.state_dict())
     assert not loaded.training
-    assert meta == {"format": FORMAT, "config": CONFIG, "classes": ["a", "b", "c"], "args": {"lr": 0.1, "crop": None}}
+    assert meta == {
+        "format": FORMAT,
+        "config": CONFIG,
+        "classes": ["a", "b", "c"],
+        "args": {"lr": 0.1, "crop": None},
+    }
 
 
 class Hostile:
@@ -55,7 +60,9 @@ def hostile_pickle(path: Path, good: Path) -> None:
 
 
 def hostile_archive(path: Path, good: Path) -> None:
-    torch.save({**torch.load(good, weights_only=True), "args": Hostile(path.with_name("ran"))}, path)
+    torch.save(
+        {**torch.load(good, weights_only=True), "args": Hostile(path.with_name("ran"))}, path
+    )
 
 
 def hostile_inside(path: Path, good: Path) -> None:
@@ -91,28 +98,58 @@ BAD = {
     "empty": (lambda path, good: path.touch(), "is empty"),
     "a folder": (lambda path, good: path.mkdir(), "Is a directory"),
     "text": (lambda path, good: path.write_text("epoch,loss\n1,0.5\n"), "not a checkpoint"),
-    "a picture": (lambda path, good: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)), "not a checkpoint"),
+    "a picture": (
+        lambda path, good: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)),
+        "not a checkpoint",
+    ),
     "zeros": (lambda path, good: path.write_bytes(bytes(5000)), "not a checkpoint"),
     "truncated": (truncated, "damaged or not a checkpoint"),
     "damaged": (damaged, "damaged or not a checkpoint|not a checkpoint of plain data"),
-    "a zip of something else": (lambda path, good: zipfile.ZipFile(path, "w").close(), "not a checkpoint"),
+    "a zip of something else": (
+        lambda path, good: zipfile.ZipFile(path, "w").close(),
+        "not a checkpoint",
+    ),
     "a hostile pickle": (hostile_pickle, "not a checkpoint of plain data, so it was not loaded"),
     "a hostile archive": (hostile_archive, "not a checkpoint of plain data, so it was not loaded"),
     "a hostile core": (hostile_inside, "not a checkpoint of plain data, so it was not loaded"),
     "a pickled model": (object_of_a_class, "not a checkpoint of plain data, so it was not loaded"),
     "a list": (lambda path, good: torch.save([1, 2], path), "holds no checkpoint of this project"),
-    "weights alone": (lambda path, good: torch.save(ResNet18UNet(2).state_dict(), path), "holds no checkpoint of this"),
+    "weights alone": (
+        lambda path, good: torch.save(ResNet18UNet(2).state_dict(), path),
+        "holds no checkpoint of this",
+    ),
     "another format": (
         lambda path, good: changed(path, good, format=99),
         f"has format 99, this version reads {FORMAT}",
     ),
-    "an unknown model": (lambda path, good: changed(path, good, config={"model": "vgg"}), "no model can be built from"),
-    "no configuration": (lambda path, good: changed(path, good, config=None), "do not fit its configuration"),
-    "a strange argument": (lambda p, good: changed(p, good, config={**CONFIG, "depth": 9}), "no model can be built"),
-    "nonsense as classes": (lambda p, good: changed(p, good, config={**CONFIG, "num_classes": -3}), "do not fit its"),
-    "other classes": (lambda p, good: changed(p, good, config={**CONFIG, "num_classes": 7}), "shape in current model"),
-    "another model": (lambda p, good: changed(p, good, config={"model": "unet", "num_classes": 3}), "do not fit its"),
-    "a list as weights": (lambda path, good: changed(path, good, model=[1, 2]), "do not fit its configuration"),
+    "an unknown model": (
+        lambda path, good: changed(path, good, config={"model": "vgg"}),
+        "no model can be built from",
+    ),
+    "no configuration": (
+        lambda path, good: changed(path, good, config=None),
+        "do not fit its configuration",
+    ),
+    "a strange argument": (
+        lambda p, good: changed(p, good, config={**CONFIG, "depth": 9}),
+        "no model can be built",
+    ),
+    "nonsense as classes": (
+        lambda p, good: changed(p, good, config={**CONFIG, "num_classes": -3}),
+        "do not fit its",
+    ),
+    "other classes": (
+        lambda p, good: changed(p, good, config={**CONFIG, "num_classes": 7}),
+        "shape in current model",
+    ),
+    "another model": (
+        lambda p, good: changed(p, good, config={"model": "unet", "num_classes": 3}),
+        "do not fit its",
+    ),
+    "a list as weights": (
+        lambda path, good: changed(path, good, model=[1, 2]),
+        "do not fit its configuration",
+    ),
 }
 
 
@@ -141,7 +178,8 @@ def write_forever(folder: Path, start: int) -> None:
     torch.set_num_threads(1)
     for number in range(start, 10**9):
         save_checkpoint(
-            folder / "last.pt", {"model": torch.full((700_000,), number), "config": {}, "classes": [number]}
+            folder / "last.pt",
+            {"model": torch.full((700_000,), number), "config": {}, "classes": [number]},
         )
 
 
@@ -169,7 +207,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     write_atomically(tmp_path / "file", b"old")
     for call in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            patch.setattr(
+                os, call, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
             with pytest.raises(OSError, match="No space left"):
                 write_atomically(tmp_path / "file", b"new")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -177,14 +217,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 
 def train(data: Path, out: Path, *more: object, **limits) -> int:
-    return run_in_child("train", tuple(map(str, ("--data", data, *FLAGS, "--out", out, *more))), **limits)
+    return run_in_child(
+        "train", tuple(map(str, ("--data", data, *FLAGS, "--out", out, *more))), **limits
+    )
 
 
-def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(tiny_folder: Path, tmp_path: Path):
+def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(
+    tiny_folder: Path, tmp_path: Path
+):
     """A limit on the size of a file: last.pt is beyond it, the smaller best.pt is not."""
     out, said = tmp_path / "run", tmp_path / "said"
     assert train(tiny_folder, out, "--epochs", 2, largest_file=20_000_000, output=said) == 1
-    assert said.read_text().count(f"warning: {out}/last.pt not written (File too large): the one before it stays") == 2
+    assert (
+        said.read_text().count(
+            f"warning: {out}/last.pt not written (File too large): the one before it stays"
+        )
+        == 2
+    )
     assert "epoch 2/2" in said.read_text()
     assert "error: done, but the last save failed" in said.read_text()
     assert not (out / "last.pt").exists()
@@ -206,13 +255,18 @@ def small_disk(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_last_good_checkpoint(tiny_folder: Path, small_disk: Path, tmp_path: Path):
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    tiny_folder: Path, small_disk: Path, tmp_path: Path
+):
     """There is room for the first epoch's files, not for the second's beside them; then there is room again."""
     out, said = small_disk / "run", tmp_path / "said"
     assert train(tiny_folder, out, "--epochs", 1) == 0
     (small_disk / "others").write_bytes(bytes(10_000_000))
     assert train(tiny_folder, out, "--epochs", 3, "--resume", output=said) == 1
-    assert f"warning: {out}/last.pt not written (No space left on device): the one before it stays" in said.read_text()
+    assert (
+        f"warning: {out}/last.pt not written (No space left on device): the one before it stays"
+        in said.read_text()
+    )
     assert "epoch 3/3" in said.read_text()
     assert "error: done, but the last save failed" in said.read_text()
     assert read_checkpoint(out / "last.pt")["epoch"] == 1
@@ -227,10 +281,17 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tiny_folder: Path, small_dis
         assert is_equal(one["model"], two["model"]), name
 
 
-def test_no_room_at_all_is_said_before_training(tiny_folder: Path, small_disk: Path, tmp_path: Path):
+def test_no_room_at_all_is_said_before_training(
+    tiny_folder: Path, small_disk: Path, tmp_path: Path
+):
     (small_disk / "others").write_bytes(bytes(69_900_000))
-    with open(small_disk / "more", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+    with (
+        open(small_disk / "more", "wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space"),
+    ):
         while True:
             file.write(bytes(4096))
     assert train(tiny_folder, small_disk / "run", "--epochs", 1, output=tmp_path / "said") == 2
-    assert "config.json cannot be written (No space left on device)" in (tmp_path / "said").read_text()
+    assert (
+        "config.json cannot be written (No space left on device)" in (tmp_path / "said").read_text()
+    )

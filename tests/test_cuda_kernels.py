@@ -160,7 +160,9 @@ def ends() -> dict[str, str]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*cuda_kernels.NAMES, "native_batch_norm_backward"])
 def test_cudas_own_kernels_take_our_arguments(ends, name, dtype):
-    expected = "driver" if torch.backends.cuda.is_built() and not torch.cuda.is_available() else "done"
+    expected = (
+        "driver" if torch.backends.cuda.is_built() and not torch.cuda.is_available() else "done"
+    )
     assert expected in ends[f"{name} {dtype}"]
 
 
@@ -176,7 +178,10 @@ def end_of(name: str, given: tuple) -> str:
             operator(*(x.to("meta") if isinstance(x, Tensor) else x for x in given))
         return "done"
     try:
-        far = [Far(x) if isinstance(x, Tensor) else list(x) if isinstance(x, tuple) else x for x in given]
+        far = [
+            Far(x) if isinstance(x, Tensor) else list(x) if isinstance(x, tuple) else x
+            for x in given
+        ]
         operator._op_dk(torch._C.DispatchKey.CUDA, *far)
     except RuntimeError as error:
         return str(error)
@@ -210,7 +215,10 @@ def main() -> None:
         noted = mock.Mock(side_effect=backward)
         with mock.patch.object(torch.ops.aten, "native_batch_norm_backward", noted):
             kernel_calls(any_device, dtype, channels_last=True)
-        calls[f"native_batch_norm_backward {label}"] = "native_batch_norm_backward", noted.call_args.args
+        calls[f"native_batch_norm_backward {label}"] = (
+            "native_batch_norm_backward",
+            noted.call_args.args,
+        )
     pretend = getattr(torch._C, "_ensureCUDADeviceGuardSet", None)
     if pretend and torch.backends.cuda.is_built() and not torch.cuda.is_available():
         pretend()  # for good, so this is a process of its own; old torch misses the driver earlier

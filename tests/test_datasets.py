@@ -42,7 +42,9 @@ def palette_image(mask: np.ndarray) -> Image.Image:
     return image
 
 
-def write_pairs(images: Path, masks: Path, count: int, classes: int, suffix: str = ".png", first: int = 0) -> None:
+def write_pairs(
+    images: Path, masks: Path, count: int, classes: int, suffix: str = ".png", first: int = 0
+) -> None:
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
     for index in range(first, first + count):
@@ -55,17 +57,25 @@ def test_drone_five_classes_with_and_without_the_outer_folder(tmp_path, outer):
     base = tmp_path / "data" / f"{outer}classes_dataset"
     write_pairs(base / "original_images", base / "label_images_semantic", 10, 5)
     data = open_dataset(str(tmp_path / "data"))
-    assert (data.layout, data.classes) == ("drone", ["obstacles", "water", "nature", "moving", "landable"])
+    assert (data.layout, data.classes) == (
+        "drone",
+        ["obstacles", "water", "nature", "moving", "landable"],
+    )
     assert data.palette[1] == [14, 135, 204]
     assert data.splits["test"] == [f"{outer}classes_dataset/original_images/009.png"]
-    assert np.array_equal(data.mask(data.splits["test"][0]), labels(9, 5))  # palette indices, not colours
+    assert np.array_equal(
+        data.mask(data.splits["test"][0]), labels(9, 5)
+    )  # palette indices, not colours
     with pytest.raises(BadInput, match="leave out --task binary"):
         open_dataset(str(tmp_path / "data"), task="binary")
     assert open_dataset(str(base)).classes == data.classes  # pointed at the inner folder itself
 
 
 def test_drone_archive_with_both_sets(tmp_path):
-    for name, masks, classes in (("classes", "label_images_semantic", 5), ("binary", "images_semantic", 2)):
+    for name, masks, classes in (
+        ("classes", "label_images_semantic", 5),
+        ("binary", "images_semantic", 2),
+    ):
         base = tmp_path / "data" / f"{name}_dataset" / f"{name}_dataset"
         write_pairs(base / "original_images", base / masks, 9, classes)
     assert open_dataset(str(tmp_path / "data")).layout == "drone"
@@ -77,7 +87,32 @@ def test_drone_archive_with_both_sets(tmp_path):
 def test_drone_originals_are_grouped(tmp_path):
     base = tmp_path / "data" / "dataset" / "semantic_drone_dataset"
     write_pairs(base / "original_images", base / "label_images_semantic", 2, 24, ".jpg")
-    five = [0, 4, 2, 2, 4, 1, 0, 1, 2, 4, 0, 0, 0, 0, 0, 3, 3, 3, 3, 2, 2, 0, 0, 0]  # by hand from the table
+    five = [
+        0,
+        4,
+        2,
+        2,
+        4,
+        1,
+        0,
+        1,
+        2,
+        4,
+        0,
+        0,
+        0,
+        0,
+        0,
+        3,
+        3,
+        3,
+        3,
+        2,
+        2,
+        0,
+        0,
+        0,
+    ]  # by hand from the table
     two = [0, 1, 1, 1, 1, 0, 0, 0, 0, 1, *[0] * 14]
     for task, groups in (("multiclass", five), ("binary", two)):
         data = open_dataset(str(tmp_path / "data"), task=task)
@@ -89,10 +124,20 @@ def test_drone_originals_are_grouped(tmp_path):
 
 def test_camvid_ignores_void_and_may_lack_a_test_set(tmp_path):
     for split, count in (("train", 3), ("val", 2)):
-        write_pairs(tmp_path / "cam" / split, tmp_path / "cam" / f"{split}annot", count, 12, first=10 * count)
+        write_pairs(
+            tmp_path / "cam" / split,
+            tmp_path / "cam" / f"{split}annot",
+            count,
+            12,
+            first=10 * count,
+        )
     data = open_dataset(str(tmp_path / "cam"))
     assert (data.layout, len(data.classes), data.classes[10]) == ("camvid", 11, "bicyclist")
-    assert {split: len(names) for split, names in data.splits.items()} == {"train": 3, "val": 2, "test": 0}
+    assert {split: len(names) for split, names in data.splits.items()} == {
+        "train": 3,
+        "val": 2,
+        "test": 0,
+    }
     stored = labels(20, 12)
     assert np.array_equal(data.mask("val/020.png"), np.where(stored == 11, 255, stored))
     void = sum((labels(index, 12) == 11).sum() for index in (20, 21))
@@ -103,7 +148,13 @@ def test_camvid_ignores_void_and_may_lack_a_test_set(tmp_path):
 
 def test_generic_with_given_splits_and_with_singular_capital_names(tmp_path):
     for split, first in (("train", 0), ("val", 10), ("test", 20)):
-        write_pairs(tmp_path / "data" / split / "images", tmp_path / "data" / split / "masks", 2, 3, first=first)
+        write_pairs(
+            tmp_path / "data" / split / "images",
+            tmp_path / "data" / split / "masks",
+            2,
+            3,
+            first=first,
+        )
     data = open_dataset(str(tmp_path / "data"))
     assert data.splits["val"] == ["val/images/010.png", "val/images/011.png"]
     assert data.classes == ["0", "1", "2"]
@@ -114,7 +165,9 @@ def test_generic_with_given_splits_and_with_singular_capital_names(tmp_path):
 def test_splits_are_the_last_eighth_and_four_to_one():
     names = [f"{index:03d}" for index in range(400)]
     splits = datasets.split_names(names[::-1], seed=0)
-    assert splits["test"] == names[350:] and len(splits["train"]) == 280 and len(splits["val"]) == 70
+    assert (
+        splits["test"] == names[350:] and len(splits["train"]) == 280 and len(splits["val"]) == 70
+    )
     assert sorted(splits["train"] + splits["val"]) == names[:350]
     assert datasets.split_names(names, 0) == splits != datasets.split_names(names, 1)
     assert datasets.split_names(names, 1)["test"] == splits["test"]
@@ -137,7 +190,10 @@ def four_bit_grey(mask: np.ndarray) -> bytes:
     rows = b"".join(b"\0" + bytes(row[::2] << 4 | row[1::2]) for row in mask)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], 4, 0, 0, 0, 0))]
     chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks]
+    parts = [
+        struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c))
+        for kind, c in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -160,7 +216,9 @@ def test_every_mask_mode_reads_to_the_same_labels(tmp_path):
     (tmp_path / "data/masks").mkdir()
     for index, (file, image) in enumerate(files.items()):
         image.save(tmp_path / "data/masks" / f"{index}{file}")
-        Image.fromarray(picture(index)).save(tmp_path / "data/images" / f"{index}{file[: file.index('.')]}.png")
+        Image.fromarray(picture(index)).save(
+            tmp_path / "data/images" / f"{index}{file[: file.index('.')]}.png"
+        )
     (tmp_path / "data/masks/grey4.png").write_bytes(four_bit_grey(mask))
     Image.fromarray(picture(99)).save(tmp_path / "data/images/grey4.png")
     rows = [f"{index},class {index},{r},{g},{b}" for index, (r, g, b) in enumerate(PALETTE)]
@@ -188,7 +246,9 @@ def test_ignored_colour_row(tmp_path):
     (tmp_path / "data/classes.csv").write_text("0,ground,0,0,0\n1,roof,255,0,0\n255,void,9,9,9\n")
     data = open_dataset(str(tmp_path / "data"), task="binary")
     assert data.classes == ["ground", "roof"]
-    assert np.array_equal(data.mask("images/000.png"), np.where(labels(3, 3) == 2, 255, labels(3, 3)))
+    assert np.array_equal(
+        data.mask("images/000.png"), np.where(labels(3, 3) == 2, 255, labels(3, 3))
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "RGB"])
@@ -210,7 +270,9 @@ def test_exif_rotation_follows_the_mask(tmp_path, turn):
     tag[274] = turn
     stored = Image.fromarray(np.kron(picture(5, 16, 12), np.ones((8, 8, 1), np.uint8)))
     stored.save(tmp_path / "data/images/002.jpg", exif=tag, quality=95)
-    Image.fromarray(np.kron(labels(5, 2), np.ones((8, 8), np.uint8))).save(tmp_path / "data/masks/002.png")
+    Image.fromarray(np.kron(labels(5, 2), np.ones((8, 8), np.uint8))).save(
+        tmp_path / "data/masks/002.png"
+    )
     data = open_dataset(str(tmp_path / "data"))
     upright = ImageOps.exif_transpose(Image.open(tmp_path / "data/images/002.jpg"))
     assert np.array_equal(data.image("images/002.jpg"), np.asarray(upright))
@@ -224,7 +286,9 @@ def test_label_map_comes_before_everything(tmp_path):
         open_dataset(str(tmp_path / "data"), task="binary")
     data = open_dataset(str(tmp_path / "data"), task="binary", label_map={255: 1})
     assert np.array_equal(data.mask("images/000.png"), labels(0, 2)) and len(data.classes) == 2
-    soft = np.clip(labels(0, 2) * 255 + np.random.default_rng(0).integers(-90, 90, (12, 16)), 0, 255).astype(np.uint8)
+    soft = np.clip(
+        labels(0, 2) * 255 + np.random.default_rng(0).integers(-90, 90, (12, 16)), 0, 255
+    ).astype(np.uint8)
     Image.fromarray(soft).save(tmp_path / "data/masks/000.png")
     data = open_dataset(str(tmp_path / "data"), label_map=parse_label_map("0-127=0,128-255=1"))
     assert np.array_equal(data.mask("images/000.png"), labels(0, 2))
@@ -252,7 +316,9 @@ def test_image_size_resizes_images_and_leaves_masks(tmp_path):
 def test_cache_is_mapped_keyed_and_quick(tmp_path, cache, monkeypatch):
     write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 8, 3)
     first = open_dataset(str(tmp_path / "data"))
-    assert isinstance(first.image("images/000.png"), np.memmap) and isinstance(first.mask("images/000.png"), np.memmap)
+    assert isinstance(first.image("images/000.png"), np.memmap) and isinstance(
+        first.mask("images/000.png"), np.memmap
+    )
     assert not list(cache.glob("new-*"))
     before = sorted(cache.iterdir())
     with monkeypatch.context() as patch:
@@ -283,7 +349,9 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
     torch.save(first.describe(), stream)
     stream.seek(0)
     stored = torch.load(stream, weights_only=True)
-    write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 9, 3, first=100)  # would change every split
+    write_pairs(
+        tmp_path / "data/images", tmp_path / "data/masks", 9, 3, first=100
+    )  # would change every split
     (tmp_path / "data/images/999.png").write_bytes(b"")
     stored["data"] = stored.pop("root")
     assert stored.pop("layout") == "generic"
@@ -300,7 +368,10 @@ def test_skip_bad_leaves_out_and_records(tmp_path):
     data = open_dataset(str(tmp_path / "data"), skip_bad=True)
     names = [name for names in data.splits.values() for name in names]
     assert len(names) == 14 and "images/003.png" not in names
-    assert [sentence.split(":")[0] for sentence in data.skipped] == ["images/005.png", "images/003.png"]
+    assert [sentence.split(":")[0] for sentence in data.skipped] == [
+        "images/005.png",
+        "images/003.png",
+    ]
 
 
 def test_data_set_travels_to_spawned_workers(tmp_path):

@@ -39,7 +39,9 @@ SHORT, LONG = 3, 20
 LEAVING = 100  # seconds that a pretended NCCL takes to leave while the others are busy
 
 
-def torchrun(ranks: int, *arguments: str, restarts: int = 0, script: str = __file__, **environment: str):
+def torchrun(
+    ranks: int, *arguments: str, restarts: int = 0, script: str = __file__, **environment: str
+):
     """Start ranks of one thread each; their output is captured together."""
     options = ["--standalone", f"--nproc_per_node={ranks}", f"--max-restarts={restarts}"]
     return subprocess.Popen(
@@ -77,13 +79,19 @@ def assert_same_training(results: list[dict], one: dict, bar: float = EXACT) -> 
         assert parity.distance(first[tensors], one[tensors]) <= bar
     buffers = [name for name in one["weights"] if "running" in name or "num_batches" in name]
     for name in buffers:
-        torch.testing.assert_close(first["weights"][name], one["weights"][name], rtol=bar, atol=1e-12)
+        torch.testing.assert_close(
+            first["weights"][name], one["weights"][name], rtol=bar, atol=1e-12
+        )
     for result in results:
-        assert result["digest"] == first["digest"]  # all its tensors are the first rank's, bit for bit
+        assert (
+            result["digest"] == first["digest"]
+        )  # all its tensors are the first rank's, bit for bit
         assert result["losses"] == pytest.approx(one["losses"], rel=bar)
         assert result["lr"] == one["lr"]
         assert_same_counts(result["confusion"], one["confusion"])
-        assert_same_counts(result["single"], one["single"])  # one image: all ranks but one have nothing to evaluate
+        assert_same_counts(
+            result["single"], one["single"]
+        )  # one image: all ranks but one have nothing to evaluate
         assert (result["confusion"], result["single"]) == (first["confusion"], first["single"])
 
 
@@ -116,7 +124,8 @@ def one_process() -> dict[str, dict]:
     runs = {model: in_one_process(model=model, steps=SHORT) for model in ("segformer", "unet")}
     runs["fast"] = in_one_process(recipe="fast", steps=SHORT)
     runs |= {
-        f"single {model}": in_one_process(model=model, steps=1, dtype="float32") for model in ("segformer", "unet")
+        f"single {model}": in_one_process(model=model, steps=1, dtype="float32")
+        for model in ("segformer", "unet")
     }
     return runs
 
@@ -256,7 +265,10 @@ def check_scores() -> None:
         with distributed.alone():
             expected = score_split(model, parity.Pictures(), split)
         assert found == expected
-        assert sum(map(sum, found["confusion"])) == len(parity.Pictures().splits[split]) * parity.SIDE**2
+        assert (
+            sum(map(sum, found["confusion"]))
+            == len(parity.Pictures().splits[split]) * parity.SIDE**2
+        )
 
 
 @pytest.mark.slow
@@ -267,11 +279,17 @@ def test_matrix(ranks):
     cases += [{"model": "unet", "way": "ddp", "steps": LONG}]
     cases += [{"model": "unet", "way": way, "steps": SHORT} for way in ("fsdp", "pipeline")]
     cases += [{"model": m, "way": "fsdp", "steps": SHORT} for m in ("segformer mlp", "uformer")]
-    one = {key: in_one_process(model=key[0], steps=key[1]) for key in {(c["model"], c["steps"]) for c in cases}}
+    one = {
+        key: in_one_process(model=key[0], steps=key[1])
+        for key in {(c["model"], c["steps"]) for c in cases}
+    }
     for case, results in zip(cases, parity.launch(ranks, cases), strict=True):
         assert_same_training(results, one[case["model"], case["steps"]])
         if case["way"] == "fsdp":
-            assert max(result["bytes"] for result in results) < 1.1 * one[case["model"], case["steps"]]["bytes"] / ranks
+            assert (
+                max(result["bytes"] for result in results)
+                < 1.1 * one[case["model"], case["steps"]]["bytes"] / ranks
+            )
 
 
 @pytest.mark.slow
@@ -305,7 +323,13 @@ def train_flags(tmp_path) -> list[str]:
         Image.fromarray(pictures.mask(str(i))).save(tmp_path / "data" / "masks" / f"{i:02}.png")
     table = "".join(f"{k},class {k},{k},0,0\n" for k in range(parity.CLASSES))
     (tmp_path / "data" / "classes.csv").write_text("index,name,r,g,b\n" + table)
-    flags = {"data": tmp_path / "data", "encoder-weights": "none", "augment": 0, "batch-size": 3, "workers": 0}
+    flags = {
+        "data": tmp_path / "data",
+        "encoder-weights": "none",
+        "augment": 0,
+        "batch-size": 3,
+        "workers": 0,
+    }
     flags |= {"epochs": 2, "out": tmp_path / "run", "save-every": 1e-6}
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
@@ -313,7 +337,9 @@ def train_flags(tmp_path) -> list[str]:
 @pytest.mark.slow
 def test_a_failing_rank_ends_all_with_its_message(train_flags, tmp_path):
     began = time.monotonic()
-    code, output = ends(torchrun(2, "failing_train", *train_flags, FAILURE="raise", XDG_CACHE_HOME=str(tmp_path)))
+    code, output = ends(
+        torchrun(2, "failing_train", *train_flags, FAILURE="raise", XDG_CACHE_HOME=str(tmp_path))
+    )
     assert code == 1
     assert "RuntimeError: the disk of rank 1 is gone" in output
     assert time.monotonic() - began < 90
@@ -328,7 +354,9 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(train_flags, tmp_pa
     assert "done in" in output
     other = [*train_flags, "--out", str(tmp_path / "undisturbed")]
     assert ends(torchrun(2, *other, script="train.py", **environment))[0] == 0
-    found, expected = (read_checkpoint(tmp_path / run / "last.pt") for run in ("run", "undisturbed"))
+    found, expected = (
+        read_checkpoint(tmp_path / run / "last.pt") for run in ("run", "undisturbed")
+    )
     assert parity.distance(found["model"], expected["model"]) < 1e-6
     assert len(found["history"]) == 2
 
@@ -336,7 +364,10 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(train_flags, tmp_pa
 @pytest.mark.slow
 def test_two_runs_on_one_host_do_not_collide(train_flags, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "script": "train.py"}
-    runs = [torchrun(2, *train_flags, "--out", str(tmp_path / name), **environment) for name in ("a", "b")]
+    runs = [
+        torchrun(2, *train_flags, "--out", str(tmp_path / name), **environment)
+        for name in ("a", "b")
+    ]
     for process in runs:
         code, output = ends(process)
         assert code == 0, output
@@ -355,7 +386,9 @@ def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
     _, meta = load_checkpoint(tmp_path / "run" / "last.pt")
     assert len(meta["history"]) == 3
     assert all(math.isfinite(row["val_loss"]) for row in meta["history"])
-    code, output = ends(torchrun(6, *train_flags, "--parallel", "pipeline", "--resume", **environment))
+    code, output = ends(
+        torchrun(6, *train_flags, "--parallel", "pipeline", "--resume", **environment)
+    )
     assert code != 0 and "5 parts for 6 ranks" in output
 
 
@@ -365,7 +398,9 @@ def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
     code, output = ends(torchrun(2, "train_otherwise", *train_flags, **environment))
     assert code != 0
     sentence = f"{tmp_path / 'nothing'}: no such folder"
-    assert output.count(sentence) == output.count(f"rank 1 ({socket.gethostname()}): {sentence}") == 1
+    assert (
+        output.count(sentence) == output.count(f"rank 1 ({socket.gethostname()}): {sentence}") == 1
+    )
     assert "[rank0]: Traceback" not in output
     assert time.monotonic() - began < 60
 
@@ -373,7 +408,9 @@ def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
 @pytest.mark.slow
 def test_a_device_that_one_rank_has_not_is_said_once(train_flags, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": "--device cuda:99"}
-    code, output = ends(torchrun(2, "train_otherwise", *train_flags, "--device", "cpu", **environment))
+    code, output = ends(
+        torchrun(2, "train_otherwise", *train_flags, "--device", "cpu", **environment)
+    )
     assert code != 0
     assert output.count("--device cuda:99") == 1
     assert f"error: rank 1 ({socket.gethostname()}): --device cuda:99: " in output
@@ -419,7 +456,11 @@ def failing_train() -> None:
     def fails(self, logits, target):
         nonlocal steps
         steps += 1
-        if steps == 6 and distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if (
+            steps == 6
+            and distributed.rank() == 1
+            and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        ):
             if os.environ["FAILURE"] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("the disk of rank 1 is gone")

@@ -103,14 +103,17 @@ def test_the_search_finds_a_known_optimum():
     generator = np.random.default_rng(1)
     masks = [generator.integers(0, 2, (40, 50), np.uint8) for _ in range(3)]
     images = [
-        np.stack((np.where(mask == 1, 204, 184), np.full_like(mask, 3), mask), 2).astype(np.uint8) for mask in masks
+        np.stack((np.where(mask == 1, 204, 184), np.full_like(mask, 3), mask), 2).astype(np.uint8)
+        for mask in masks
     ]
     data = pictures(images, masks, 2)
     [fit] = fit_weights([Channel(0), Channel(1)], data, [data.splits["val"]])
     assert fit.weights.flatten().tolist() == pytest.approx([0.65, 0.35])
     assert fit.miou == 1
     assert fit.members[0] < 0.5
-    assert score_split(UFormer(Channel(0), Channel(1), weights=fit.weights), data, "val")["miou"] == 1
+    assert (
+        score_split(UFormer(Channel(0), Channel(1), weights=fit.weights), data, "val")["miou"] == 1
+    )
 
 
 def eighths(members: int) -> torch.Tensor:
@@ -119,7 +122,9 @@ def eighths(members: int) -> torch.Tensor:
     return torch.tensor([row for row in rows if sum(row) == 8]) / 8
 
 
-def assert_matrices_are_those_of_each_average(probability: torch.Tensor, candidates: torch.Tensor) -> None:
+def assert_matrices_are_those_of_each_average(
+    probability: torch.Tensor, candidates: torch.Tensor
+) -> None:
     """M x K x P, C x M: of `matrices_of_averages` and of `matrices_of_class_changes`.
 
     All numbers are such that every order of the sums is exact.
@@ -155,9 +160,13 @@ def test_of_equal_averages_the_first_class_wins(count):
     certain = nn.functional.one_hot(choices, 4).transpose(1, 2).float()  # M x K x P
     assert_matrices_are_those_of_each_average(certain, eighths(count))
     label = choices[-1]
-    equal = torch.full((1, count), 0.5)  # weights need no sum of 1 here, and thirds would not be exact
+    equal = torch.full(
+        (1, count), 0.5
+    )  # weights need no sum of 1 here, and thirds would not be exact
     expected = matrices_of_averages(certain, label, equal)[0]
-    assert (matrices_of_class_changes(certain, label, equal, equal.T.expand(-1, 4)) == expected).all()
+    assert (
+        matrices_of_class_changes(certain, label, equal, equal.T.expand(-1, 4)) == expected
+    ).all()
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -196,12 +205,17 @@ class Channel3(nn.Module):
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         label = (image[:, 0] * 255 / 20).round().long()
-        return nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1  # right by a hair: others would outvote it
+        return (
+            nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1
+        )  # right by a hair: others would outvote it
 
 
 def test_a_search_by_class_goes_back_when_joint_changes_lose():
     candidates = candidate_weights(2)
-    trial, other = candidates[0][:, None].repeat(1, 2), int((candidates == torch.tensor([1.0, 0.0])).all(1).nonzero())
+    trial, other = (
+        candidates[0][:, None].repeat(1, 2),
+        int((candidates == torch.tensor([1.0, 0.0])).all(1).nonzero()),
+    )
     best = Fit(trial, 0.5, [0.4, 0.4])
     scores = torch.full((2, len(candidates)), 0.4)
     scores[:, 0] = 0.5  # the trial itself
@@ -274,7 +288,9 @@ def test_the_interval_covers_what_it_should():
     # One class wrong in a binomial share of each image: accuracy differences are nearly normal, of known variance
     generator = np.random.default_rng(0)
     hits = generator.binomial(1000, 0.8, (400, 2))
-    tables = [matrices(*([[h, 1000 - h], [1000 - h, h]] for h in column.tolist())) for column in hits.T]
+    tables = [
+        matrices(*([[h, 1000 - h], [1000 - h, h]] for h in column.tolist())) for column in hits.T
+    ]
     gain, low, high = gain_interval(*tables)
     # IoU = h / (2000 - h) at h = 800: derivative 2000 / 1200^2
     spread = 2000 / 1200**2 * np.std(hits[:, 0] - hits[:, 1]) / math.sqrt(400)
@@ -283,7 +299,8 @@ def test_the_interval_covers_what_it_should():
 
 
 @pytest.mark.parametrize(
-    ("average", "verdict"), [(9, "a gain"), (5, "a loss"), (7, "no gain: the interval covers zero"), (None, "no gain")]
+    ("average", "verdict"),
+    [(9, "a gain"), (5, "a loss"), (7, "no gain: the interval covers zero"), (None, "no gain")],
 )
 def test_the_verdict(capsys, average, verdict):
     def table(right: list[int]) -> torch.Tensor:
@@ -307,7 +324,11 @@ FLAGS = ("--encoder-weights", "none", "--batch-size", 8, "--augment", 8, "--work
 def runs(tmp_path_factory, tiny_folder):
     """best.pt of a U-Net and two SegFormers, trained for a moment."""
     files = []
-    models = {"unet": ("unet", 6), "segformer": ("segformer", 3), "mlp": ("segformer", 3, "--decoder", "mlp")}
+    models = {
+        "unet": ("unet", 6),
+        "segformer": ("segformer", 3),
+        "mlp": ("segformer", 3, "--decoder", "mlp"),
+    }
     for name, (model, epochs, *more) in models.items():
         out = tmp_path_factory.mktemp("runs") / name
         flags = ("--model", model, "--epochs", epochs, *more, *FLAGS, "--out", out)
@@ -349,7 +370,18 @@ def test_every_row_is_what_evaluate_says_of_the_checkpoint(tmp_path, capsys, run
     assert run_script("ensemble", *runs[:2], "--out", out, *flags) == 0
     lines = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines if re.match(r"(model|unet|segformer|UFormer) ", line)]
-    assert table[0] == ["model", "test", "loss", "test", "mIoU", "test", "mPA", "GPUs", "training", "time"]
+    assert table[0] == [
+        "model",
+        "test",
+        "loss",
+        "test",
+        "mIoU",
+        "test",
+        "mPA",
+        "GPUs",
+        "training",
+        "time",
+    ]
     assert [row[0] for row in table[1:]] == ["unet", "segformer", "UFormer"]
     prediction = flags if "--flips" in flags else ()
     for file, scores, row in zip([*runs[:2], out], rows[0], table[1:], strict=True):
@@ -406,7 +438,9 @@ def without_test(file: Path, out: Path) -> Path:
     return doctored(file, out, splits=splits | {"val": splits["val"] + splits["test"], "test": []})
 
 
-def test_without_test_images_each_half_of_val_is_scored_with_the_others_weights(tmp_path, capsys, runs, rows):
+def test_without_test_images_each_half_of_val_is_scored_with_the_others_weights(
+    tmp_path, capsys, runs, rows
+):
     files = [without_test(file, tmp_path / f"{file.parent.name}.pt") for file in runs[:2]]
     assert run_script("ensemble", *files) == 0
     printed = capsys.readouterr().out
@@ -432,7 +466,10 @@ def test_without_test_images_each_half_of_val_is_scored_with_the_others_weights(
     ("change", "said"),
     [
         ({"classes": ["class 0", "class 2", "class 1"]}, "give checkpoints of the same classes"),
-        ({"splits": {"train": ["images/00.png"], "val": ["images/01.png"], "test": []}}, "differ in the data's splits"),
+        (
+            {"splits": {"train": ["images/00.png"], "val": ["images/01.png"], "test": []}},
+            "differ in the data's splits",
+        ),
         ({"image_size": [64, 64]}, "the images' own size and 64 x 64"),
         ({"root": "/elsewhere"}, "say with --data"),
     ],
@@ -478,10 +515,17 @@ def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
 def test_two_ranks_print_what_one_prints(runs):
     command = ["ensemble.py", *map(str, runs[:2]), "--per-class"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # for both, as sums of more threads have another order
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1"
+    }  # for both, as sums of more threads have another order
     alone, both = (
         subprocess.run(
-            [sys.executable, *launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *launch, *command],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         for launch in ([], torchrun)
     )
@@ -503,4 +547,6 @@ def test_scenes_from_the_first_run_to_the_average(tmp_path, capsys, rows, task):
     assert evaluated(tmp_path / "uformer.pt", tmp_path) == rows[0][-1]
     further = ("--model", "uformer", "--init", *members, "--freeze-members")
     assert run_script("train", *further, *flags, "--out", tmp_path / "further") == 0
-    assert run_script("ensemble", tmp_path / "further" / "best.pt", members[0], "--weights", 1, 1) == 0
+    assert (
+        run_script("ensemble", tmp_path / "further" / "best.pt", members[0], "--weights", 1, 1) == 0
+    )

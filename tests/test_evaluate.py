@@ -12,9 +12,27 @@ from PIL import Image
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.evaluation.inference import Prediction, predict_labels, predict_strips
 from segmentation.metrics import ConfusionMatrix
-from segmentation.report.pictures import UNSCORED, WRONG, error_map, overlay, palette_image, thumbnail
+from segmentation.report.pictures import (
+    UNSCORED,
+    WRONG,
+    error_map,
+    overlay,
+    palette_image,
+    thumbnail,
+)
 
-FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0)
+FLAGS = (
+    "--encoder-weights",
+    "none",
+    "--epochs",
+    2,
+    "--batch-size",
+    8,
+    "--augment",
+    8,
+    "--workers",
+    0,
+)
 
 
 def train(out: Path, folder: Path, *flags: object) -> Path:
@@ -23,7 +41,9 @@ def train(out: Path, folder: Path, *flags: object) -> Path:
 
 
 @pytest.fixture(scope="module", params=["own size", "32 x 48"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
+) -> Path:
     """One that was trained on the images as they are, and one on resized images."""
     size = ("--image-size", 32, 48) if request.param == "32 x 48" else ()
     return train(tmp_path_factory.mktemp("runs") / "a", tiny_folder, *size)
@@ -56,12 +76,20 @@ def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):
     assert run_script("evaluate", checkpoint, *flags, "--json", tmp_path / "scores.json") == 0
-    assert run_script("evaluate", checkpoint, *flags, "--images", tiny_folder / "images", "--out", tmp_path) == 0
+    assert (
+        run_script(
+            "evaluate", checkpoint, *flags, "--images", tiny_folder / "images", "--out", tmp_path
+        )
+        == 0
+    )
     scores = json.loads((tmp_path / "scores.json").read_text())
     classes = list(scores["iou"])
     matrix = ConfusionMatrix(len(classes))
     for name in read_checkpoint(checkpoint)["data"]["splits"]["test"]:
-        pair = [Image.open(tmp_path / "labels" / Path(name).name), Image.open(tiny_folder / "masks" / Path(name).name)]
+        pair = [
+            Image.open(tmp_path / "labels" / Path(name).name),
+            Image.open(tiny_folder / "masks" / Path(name).name),
+        ]
         assert pair[0].mode == "P"
         matrix.update(*(torch.from_numpy(np.array(picture, np.int64))[None] for picture in pair))
     assert matrix.matrix.tolist() == scores["confusion"]
@@ -76,9 +104,16 @@ def test_images_of_any_mode_become_labels_overlay_and_confidence(
     assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 0
     meta = read_checkpoint(checkpoint)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [["1/3", "alpha.PNG"], ["2/3", "grey.png"], ["3/3", "palette.gif"]]
+    assert [line.split()[:2] for line in lines] == [
+        ["1/3", "alpha.PNG"],
+        ["2/3", "grey.png"],
+        ["3/3", "palette.gif"],
+    ]
     for name in ("alpha", "grey", "palette"):
-        files = {kind: Image.open(tmp_path / "out" / kind / f"{name}.png") for kind in ("labels", "overlay")}
+        files = {
+            kind: Image.open(tmp_path / "out" / kind / f"{name}.png")
+            for kind in ("labels", "overlay")
+        }
         labels = np.array(files["labels"])
         assert files["labels"].size == files["overlay"].size == (70, 50)
         assert set(np.unique(labels)) <= {0, 1, 2}
@@ -103,7 +138,9 @@ def test_shares_in_the_line_are_those_of_the_labels_and_one_class_is_warned_of(
     last = [key for key in sure["model"] if key.endswith("bias")][-1]
     sure["model"][last] = torch.tensor([0.0, 1e4, 0.0])
     save_checkpoint(tmp_path / "sure.pt", sure)
-    assert run_script("evaluate", tmp_path / "sure.pt", "--images", colourful, "--out", tmp_path) == 0
+    assert (
+        run_script("evaluate", tmp_path / "sure.pt", "--images", colourful, "--out", tmp_path) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(
         line.endswith("1 100.0%  warning: 1 is more than 99.9% of the pixels") for line in lines
@@ -118,9 +155,19 @@ def test_bad_images_are_named_and_the_others_predicted(
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(colourful / "deep.png")
     assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 2
     said = capsys.readouterr()
-    assert "left out: broken.jpg is" in said.out and "left out: deep.png stores more than 8 bits" in said.out
-    assert said.err.count("\n") == 1 and "3 of 6 images left out: broken.jpg, deep.png, grey.png" in said.err
-    assert {path.stem for path in (tmp_path / "out" / "labels").iterdir()} == {"alpha", "grey", "palette"}
+    assert (
+        "left out: broken.jpg is" in said.out
+        and "left out: deep.png stores more than 8 bits" in said.out
+    )
+    assert (
+        said.err.count("\n") == 1
+        and "3 of 6 images left out: broken.jpg, deep.png, grey.png" in said.err
+    )
+    assert {path.stem for path in (tmp_path / "out" / "labels").iterdir()} == {
+        "alpha",
+        "grey",
+        "palette",
+    }
 
 
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -139,7 +186,18 @@ def test_what_cannot_be_done_is_said_in_one_line(
         assert reason in error and error.count("\n") == 1
     assert run_script("evaluate", checkpoint, "--images", tiny_folder / "images") == 2
     assert "--images needs --out" in capsys.readouterr().err
-    assert run_script("evaluate", checkpoint, checkpoint, "--images", tiny_folder / "images", "--out", tmp_path) == 2
+    assert (
+        run_script(
+            "evaluate",
+            checkpoint,
+            checkpoint,
+            "--images",
+            tiny_folder / "images",
+            "--out",
+            tmp_path,
+        )
+        == 2
+    )
     assert "--images takes one checkpoint" in capsys.readouterr().err
 
 
@@ -159,7 +217,9 @@ def test_only_checkpoints_of_the_same_classes_and_images_are_compared(
         assert reason in error and error.count("\n") == 1
 
 
-def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_several_checkpoints_give_the_scores_of_each(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     last = checkpoint.with_name("last.pt")
     assert run_script("evaluate", checkpoint, "--json", tmp_path / "one.json") == 0
     assert run_script("evaluate", checkpoint, last, "--json", tmp_path / "both.json") == 0
@@ -170,17 +230,25 @@ def test_several_checkpoints_give_the_scores_of_each(checkpoint: Path, tmp_path:
     matrix = np.array(both[str(last)]["confusion"])
     rarest = matrix.sum(1).argmin()
     assert header.split() == ["mIoU", "mPA", f"{rarest}:", "recall", "precision"]
-    expected = [both[str(last)]["miou"], both[str(last)]["mpa"], matrix[rarest, rarest] / matrix[rarest].sum()]
+    expected = [
+        both[str(last)]["miou"],
+        both[str(last)]["mpa"],
+        matrix[rarest, rarest] / matrix[rarest].sum(),
+    ]
     assert second.split()[1:4] == [f"{value:.4f}" for value in expected]
     predicted = matrix[:, rarest].sum()
-    assert second.split()[4] == (f"{matrix[rarest, rarest] / predicted:.4f}" if predicted else "absent")
+    assert second.split()[4] == (
+        f"{matrix[rarest, rarest] / predicted:.4f}" if predicted else "absent"
+    )
 
 
 def test_labels_and_confidence_are_those_of_the_strips():
     model = torch.nn.Conv2d(3, 4, 3, padding=1)
     image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
     labels, confidence = predict_labels(model, image, (70, 101), Prediction())
-    whole = torch.cat([strip for _, strip in predict_strips(model, image, output_size=(70, 101))], dim=1)
+    whole = torch.cat(
+        [strip for _, strip in predict_strips(model, image, output_size=(70, 101))], dim=1
+    )
     assert (labels == whole.argmax(0).numpy()).all()
     assert np.abs(confidence / 255 - whole.amax(0).numpy()).max() < 0.5001 / 255
 
@@ -191,7 +259,11 @@ def test_palette_images_keep_every_index_and_colour():
     image = palette_image(labels, palette)
     assert (np.array(image) == labels).all()
     assert np.array(image.convert("RGB")).tolist()[1] == [[0, 0, 255], [200, 100, 0], [0, 0, 0]]
-    assert palette_image(labels, [[0, 0, 0], *palette[1:]]).convert("RGB").getpixel((2, 1)) == (255, 255, 255)
+    assert palette_image(labels, [[0, 0, 0], *palette[1:]]).convert("RGB").getpixel((2, 1)) == (
+        255,
+        255,
+        255,
+    )
 
 
 def test_the_error_map_marks_wrong_and_unscored_pixels_and_no_others():
@@ -207,7 +279,9 @@ def test_the_error_map_marks_wrong_and_unscored_pixels_and_no_others():
 
 
 def test_pictures_for_a_report_are_bounded_and_labels_stay_labels():
-    labels = palette_image(np.random.default_rng(0).choice([0, 7], (400, 600)).astype(np.uint8), [[9, 9, 9]] * 8)
+    labels = palette_image(
+        np.random.default_rng(0).choice([0, 7], (400, 600)).astype(np.uint8), [[9, 9, 9]] * 8
+    )
     small = thumbnail(labels, (4000, 6000))
     assert small.size == (800, 533) and small.mode == "P" and set(np.unique(small)) == {0, 7}
     assert thumbnail(Image.new("RGB", (30, 20)), (40, 60)).size == (60, 40)

@@ -109,7 +109,9 @@ def test_small_image_is_padded_at_its_border_only():
 @pytest.mark.parametrize("size", [(33, 65), (64, 64), (100, 131), (20, 150), (150, 20), (64, 65)])
 def test_tiles_of_a_pixelwise_model_equal_the_whole(size):
     model, image = convolution(1), torch.rand(2, 3, *size)
-    torch.testing.assert_close(predict(model, image, tile=64), predict(model, image), rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(
+        predict(model, image, tile=64), predict(model, image), rtol=0, atol=ROUNDING
+    )
 
 
 def test_tiles_of_a_small_kernel_equal_the_whole():
@@ -134,17 +136,25 @@ def test_strips_are_predict(monkeypatch, tile, flips, size):
     strips = list(predict_strips(model, image, Prediction(tile=tile, flips=flips)))
     assert max(strip.shape[1] for _, strip in strips) <= 10
     # Bit for bit: both show the model the same windows, in the same memory format, and add them in the same order.
-    assert torch.equal(assembled(strips), predict(model, as_batch(image), tile=tile, flips=flips)[0])
+    assert torch.equal(
+        assembled(strips), predict(model, as_batch(image), tile=tile, flips=flips)[0]
+    )
 
 
-@pytest.mark.parametrize("output", [(40, 60), (41, 61), (80, 120), (133, 200), (39, 200), (17, 23), (3, 500), (1, 1)])
+@pytest.mark.parametrize(
+    "output", [(40, 60), (41, 61), (80, 120), (133, 200), (39, 200), (17, 23), (3, 500), (1, 1)]
+)
 @pytest.mark.parametrize("tile", [None, 32])
 @pytest.mark.parametrize("values", [1, 2000, 2**22])
 def test_strips_are_interpolated_like_the_whole(monkeypatch, output, tile, values):
     monkeypatch.setattr(inference, "STRIP_VALUES", values)
     model, image = convolution(3), picture(40, 60)
     with torch.no_grad():
-        whole = model(as_batch(image)) if tile is None else predict(model, as_batch(image), tile=tile).log()
+        whole = (
+            model(as_batch(image))
+            if tile is None
+            else predict(model, as_batch(image), tile=tile).log()
+        )
     expected = F.interpolate(whole, size=output, mode="bilinear").softmax(1)[0]
     strips = predict_strips(model, image, Prediction(tile=tile), output)
     torch.testing.assert_close(assembled(strips), expected, rtol=0, atol=ROUNDING)
@@ -169,17 +179,22 @@ def test_very_large_images_are_shown_in_tiles_unless_another_side_is_asked_for()
 def test_flips_average_the_probabilities_of_four_views():
     model, image = convolution(3), torch.rand(2, 3, 40, 57)
     views = [model(image.flip(dims)).softmax(1).flip(dims) for dims in ([], [2], [3], [2, 3])]
-    torch.testing.assert_close(predict(model, image, flips="all"), torch.stack(views).mean(0).detach())
+    torch.testing.assert_close(
+        predict(model, image, flips="all"), torch.stack(views).mean(0).detach()
+    )
     for dims in ([2], [3]):
         torch.testing.assert_close(
-            predict(model, image.flip(dims), flips="all").flip(dims), predict(model, image, flips="all")
+            predict(model, image.flip(dims), flips="all").flip(dims),
+            predict(model, image, flips="all"),
         )
 
 
 def test_the_mirror_image_alone_leaves_up_and_down_as_they_are():
     model, image = convolution(3), torch.rand(2, 3, 40, 57)
     views = [model(image.flip(dims)).softmax(1).flip(dims) for dims in ([], [3])]
-    torch.testing.assert_close(predict(model, image, flips="horizontal"), torch.stack(views).mean(0).detach())
+    torch.testing.assert_close(
+        predict(model, image, flips="horizontal"), torch.stack(views).mean(0).detach()
+    )
 
 
 def test_flips_of_a_symmetric_model_change_nothing():
@@ -188,7 +203,9 @@ def test_flips_of_a_symmetric_model_change_nothing():
     model.weight.data = (model.weight.data + model.weight.data.flip(3)) / 2
     for tile in (None, 40):
         plain = predict(model, image, tile=tile)
-        torch.testing.assert_close(predict(model, image, tile=tile, flips="all"), plain, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(
+            predict(model, image, tile=tile, flips="all"), plain, rtol=0, atol=ROUNDING
+        )
 
 
 def test_modes_come_back():
@@ -268,8 +285,17 @@ def seam_ratios(tile: int) -> list[float]:
     The network sees 15 pixels far and its zero padding changes what it says at every border of a tile.
     """
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 5, padding=4, dilation=2), nn.Tanh()]
-    layers += [nn.Conv2d(8, 8, 5, padding=8, dilation=4), nn.Tanh(), nn.Conv2d(8, 4, 3, padding=2, dilation=2)]
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(8, 8, 5, padding=4, dilation=2),
+        nn.Tanh(),
+    ]
+    layers += [
+        nn.Conv2d(8, 8, 5, padding=8, dilation=4),
+        nn.Tanh(),
+        nn.Conv2d(8, 4, 3, padding=2, dilation=2),
+    ]
     model = nn.Sequential(*layers)
     for layer in layers[::2]:
         nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
@@ -285,7 +311,9 @@ def seam_ratios(tile: int) -> list[float]:
 
 def test_labels_change_no_more_often_at_tile_borders(monkeypatch):
     assert max(seam_ratios(64)) < 1.05
-    monkeypatch.setattr(torch, "sin", torch.ones_like)  # without the taper the same measure finds the seams
+    monkeypatch.setattr(
+        torch, "sin", torch.ones_like
+    )  # without the taper the same measure finds the seams
     assert max(seam_ratios(64)) > 1.3
 
 
@@ -296,7 +324,11 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+        sizes = [
+            leaf.numel()
+            for leaf in tree_leaves(result)
+            if torch.is_tensor(leaf) and leaf.is_floating_point()
+        ]
         self.values = max(self.values, *sizes, 0)
         return result
 
@@ -307,7 +339,9 @@ def test_float_maps_do_not_grow_with_the_height(monkeypatch, options):
     largest = []
     for height in (300, 1200):
         with LargestTensor() as watch:
-            for _ in predict_strips(convolution(3, classes=5), picture(height, 100), Prediction(tile=64, **options)):
+            for _ in predict_strips(
+                convolution(3, classes=5), picture(height, 100), Prediction(tile=64, **options)
+            ):
                 pass
         largest.append(watch.values)
     assert largest[0] == largest[1]

@@ -38,8 +38,12 @@ def test_hand_numbers_tell_alpha_from_beta():
 
 def test_alpha_punishes_false_positives_and_beta_false_negatives():
     target = torch.tensor([[[1, 1, 0, 0]]])
-    extra = logits_of([[0.01, 0.99], [0.01, 0.99], [0.1, 0.9], [0.99, 0.01]])  # class 1 where it is not
-    missed = logits_of([[0.01, 0.99], [0.9, 0.1], [0.99, 0.01], [0.99, 0.01]])  # class 1 not where it is
+    extra = logits_of(
+        [[0.01, 0.99], [0.01, 0.99], [0.1, 0.9], [0.99, 0.01]]
+    )  # class 1 where it is not
+    missed = logits_of(
+        [[0.01, 0.99], [0.9, 0.1], [0.99, 0.01], [0.99, 0.01]]
+    )  # class 1 not where it is
 
     def class_one(logits: torch.Tensor, alpha: float, beta: float) -> float:
         sums = TverskySums.apply(logits, target, 255)[:, 1:]
@@ -60,14 +64,18 @@ def test_half_and_half_is_dice_and_one_and_one_is_jaccard():
         jaccard.append(tp / (total + pixels - tp))
     for weight, index in ((0.5, dice), (1.0, jaccard)):
         expected = 1 - torch.stack(index).mean().item()
-        assert TverskyLoss(weight, weight)(logits, target).item() == pytest.approx(expected, abs=1e-9)
+        assert TverskyLoss(weight, weight)(logits, target).item() == pytest.approx(
+            expected, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("alpha, beta", [(0.3, 0.7), (0.8, 0.2)])
 def test_value_and_gradient_equal_segmentation_models_pytorch(alpha: float, beta: float):
     logits, target = random_case()
     logits.requires_grad_()
-    oracle = smp.losses.TverskyLoss("multiclass", alpha=alpha, beta=beta, ignore_index=255, smooth=0.0)
+    oracle = smp.losses.TverskyLoss(
+        "multiclass", alpha=alpha, beta=beta, ignore_index=255, smooth=0.0
+    )
     losses = TverskyLoss(alpha, beta)(logits, target), oracle(logits, target)
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-8)
     gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
@@ -105,7 +113,9 @@ def test_absent_class_leaves_the_mean():
     logits, target = random_case()
     target[target == 4] = 255
     sums = TverskySums.apply(logits, target, 255)
-    assert TverskyLoss()(logits, target).item() == pytest.approx(tversky_loss(sums[:, :4], 0.3, 0.7).item())
+    assert TverskyLoss()(logits, target).item() == pytest.approx(
+        tversky_loss(sums[:, :4], 0.3, 0.7).item()
+    )
 
 
 def test_all_ignored_gives_zero_with_a_graph():
@@ -147,7 +157,9 @@ def test_half_precision_logits_of_a_large_image_stay_finite():
 def test_batch_is_one_region_not_a_mean_of_images():
     logits, target = random_case(N=2)
     joined = torch.cat((logits[:1], logits[1:]), dim=3), torch.cat((target[:1], target[1:]), dim=2)
-    assert TverskyLoss()(logits, target).item() == pytest.approx(TverskyLoss()(*joined).item(), abs=1e-12)
+    assert TverskyLoss()(logits, target).item() == pytest.approx(
+        TverskyLoss()(*joined).item(), abs=1e-12
+    )
 
 
 def test_channels_last_logits_give_the_same():
@@ -164,7 +176,9 @@ def test_channels_last_logits_give_the_same():
 def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels(weights):
     logits, target = random_case()
     weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype)
-    entropy = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=255)  # a weighted mean
+    entropy = torch.nn.functional.cross_entropy(
+        logits, target, weights, ignore_index=255
+    )  # a weighted mean
     expected = TverskyLoss(0.4, 0.6)(logits, target) + entropy
     logits.requires_grad_()
     loss = TverskyCrossEntropy(0.4, 0.6, class_weights=weights)(logits, target)
@@ -183,4 +197,10 @@ def test_weights_of_one_class_alone_cancel_however_small():
 
 def test_the_fast_recipe_weighs_rare_classes_by_the_root_of_their_pixels():
     weights = criterion_for("fast", 0.3, 0.7, [1600, 400, 100, 0, 1]).class_weights
-    assert weights.tolist() == [0.25, 0.5, 1.0, 10.0, 10.0]  # of five the fourth is absent, and 10 is the most
+    assert weights.tolist() == [
+        0.25,
+        0.5,
+        1.0,
+        10.0,
+        10.0,
+    ]  # of five the fourth is absent, and 10 is the most

@@ -14,7 +14,9 @@ from segmentation.metrics import confusion_matrix, image_scores
 def random_labels(K: int = 4, N: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(0, K, (N, 11, 13), generator=generator)
-    prediction = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target, (target + 1) % K)
+    prediction = torch.where(
+        torch.rand(target.shape, generator=generator) < 0.6, target, (target + 1) % K
+    )
     target[:, :2] = 255
     return prediction, target
 
@@ -28,7 +30,10 @@ def scores_of(prediction: list[int], target: list[int], K: int) -> dict:
 def test_hand_made_matrix():
     # class 0: TP 2, FP 1 (a pixel of class 2), FN 1; class 1: TP 1, FP 1, FN 0; class 2: TP 0, FN 1
     matrix = ConfusionMatrix(3)
-    prediction, target = torch.tensor([[[0, 0, 1, 1, 0, 2]]]), torch.tensor([[[0, 0, 0, 1, 2, 255]]])
+    prediction, target = (
+        torch.tensor([[[0, 0, 1, 1, 0, 2]]]),
+        torch.tensor([[[0, 0, 0, 1, 2, 255]]]),
+    )
     matrix.update(prediction, target)
     assert matrix.matrix.tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 0]]
     scores = matrix.scores(["a", "b", "c"])
@@ -124,5 +129,7 @@ def test_per_image_scores_are_the_decks():
     scores = image_scores(matrices)
     assert scores["image_miou"] == pytest.approx(((1 / 3 + 1) / 2 + 1 / 2) / 2)
     assert scores["image_mpa"] == pytest.approx(((1 / 2 + 1) / 2 + 2 / 3) / 2)
-    assert [image["miou"] for image in scores["images"]] == pytest.approx([(1 / 3 + 1 / 2) / 2, 1.0])
+    assert [image["miou"] for image in scores["images"]] == pytest.approx(
+        [(1 / 3 + 1 / 2) / 2, 1.0]
+    )
     assert [image["mpa"] for image in scores["images"]] == pytest.approx([(1 / 2 + 2 / 3) / 2, 1.0])

@@ -18,7 +18,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
-from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+)
 
 from segmentation import pretrained
 from segmentation.errors import BadInput
@@ -40,8 +44,12 @@ def shuffled(model: nn.Module) -> nn.Module:
             p += torch.randn(p.shape, generator=generator) * 0.05
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean += torch.randn(module.running_mean.shape, generator=generator) * 0.1
-                module.running_var *= torch.rand(module.running_var.shape, generator=generator) + 0.5
+                module.running_mean += (
+                    torch.randn(module.running_mean.shape, generator=generator) * 0.1
+                )
+                module.running_var *= (
+                    torch.rand(module.running_var.shape, generator=generator) + 0.5
+                )
     return model.eval()
 
 
@@ -89,8 +97,14 @@ def nvlabs(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         if name.endswith(("self.key.weight", "self.key.bias")):
             tensor = torch.cat((tensor, state[name.replace(".key.", ".value.")]))
-        name = re.sub(r"segformer\.encoder\.patch_embeddings\.(\d)", lambda m: f"patch_embed{int(m[1]) + 1}", name)
-        name = re.sub(r"segformer\.encoder\.layer_norm\.(\d)", lambda m: f"norm{int(m[1]) + 1}", name)
+        name = re.sub(
+            r"segformer\.encoder\.patch_embeddings\.(\d)",
+            lambda m: f"patch_embed{int(m[1]) + 1}",
+            name,
+        )
+        name = re.sub(
+            r"segformer\.encoder\.layer_norm\.(\d)", lambda m: f"norm{int(m[1]) + 1}", name
+        )
         name = re.sub(r"segformer\.encoder\.block\.(\d)", lambda m: f"block{int(m[1]) + 1}", name)
         for theirs, originally in {
             "layer_norm_": "norm",
@@ -126,7 +140,8 @@ def compare_logits(reference: nn.Module, model: SegFormer, size: tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    "variant", ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))]
+    "variant",
+    ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
 )
 def test_logits_are_those_of_transformers(variant, tmp_path):
     reference = shuffled(SegformerForSemanticSegmentation(reference_config(variant)))
@@ -145,7 +160,9 @@ def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(f
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(1, 3, 75, 101, dtype=torch.float64, generator=generator)
     ours = model(image)
-    theirs = F.interpolate(reference(normalised(image, model)).logits, size=(75, 101), mode="bilinear")
+    theirs = F.interpolate(
+        reference(normalised(image, model)).logits, size=(75, 101), mode="bilinear"
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
     (ours * weight).sum().backward()
@@ -158,7 +175,9 @@ def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(f
     for i in range(4):
         names |= layer_names(DECODER_LAYERS, column, i=i)
     expected = translate(state, model, names, folder)
-    expected["decoder.fuse.weight"] = torch.cat(expected["decoder.fuse.weight"].chunk(4, dim=1)[::-1], dim=1)
+    expected["decoder.fuse.weight"] = torch.cat(
+        expected["decoder.fuse.weight"].chunk(4, dim=1)[::-1], dim=1
+    )
     for name, p in model.named_parameters():
         torch.testing.assert_close(
             p.grad, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
@@ -192,8 +211,13 @@ def test_a_file_alone_tells_its_variant_and_numbers_its_classes(folder, tmp_path
 
 
 def test_half_precision_files_load_as_float32(folder, tmp_path):
-    torch.save({k: v.half() for k, v in load_file(folder / "model.safetensors").items()}, tmp_path / "half.bin")
-    assert {p.dtype for p in SegFormer.from_huggingface(tmp_path / "half.bin").parameters()} == {torch.float32}
+    torch.save(
+        {k: v.half() for k, v in load_file(folder / "model.safetensors").items()},
+        tmp_path / "half.bin",
+    )
+    assert {p.dtype for p in SegFormer.from_huggingface(tmp_path / "half.bin").parameters()} == {
+        torch.float32
+    }
 
 
 @pytest.mark.parametrize(
@@ -244,7 +268,9 @@ def test_safetensors_is_optional_and_asked_for(folder, monkeypatch):
 # --- encoder weights from a file ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["hugging face", "hugging face without prefix", "transformers 5", "nvlabs"])
+@pytest.mark.parametrize(
+    "layout", ["hugging face", "hugging face without prefix", "transformers 5", "nvlabs"]
+)
 @torch.no_grad()
 def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
     """In float64 and with the eps of NVlabs' training: 1e-6 in blocks and after stages, torch's 1e-5 elsewhere."""
@@ -259,11 +285,15 @@ def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
     reference = SegformerForImageClassification(reference_config("b0"))
     reference.load_state_dict(model.state_dict())
     for name, module in reference.named_modules():
-        if name.endswith(("layernorm_before", "layernorm_after")) or re.search(r"stages\.\d\.layer_norm$", name):
+        if name.endswith(("layernorm_before", "layernorm_after")) or re.search(
+            r"stages\.\d\.layer_norm$", name
+        ):
             module.eps = BLOCK_NORM_EPS
     assert BLOCK_NORM_EPS == 1e-6
     segformer = SegFormer(2)
-    assert load_encoder_weights(segformer, tmp_path / "mit.pth")["path"] == str(tmp_path / "mit.pth")
+    assert load_encoder_weights(segformer, tmp_path / "mit.pth")["path"] == str(
+        tmp_path / "mit.pth"
+    )
     image = torch.randn(1, 3, 75, 101, dtype=torch.float64)
     expected = reference.double().eval().segformer(image, output_hidden_states=True).hidden_states
     features = segformer.encoder.double().eval()(image)
@@ -280,10 +310,16 @@ def test_a_bare_encoder_takes_weights_too(classifier, tmp_path):
         assert torch.equal(tensor, segformer.encoder.state_dict()[name])
 
 
-@pytest.mark.parametrize("counters", [True, False])  # torchvision's own file is older than num_batches_tracked
+@pytest.mark.parametrize(
+    "counters", [True, False]
+)  # torchvision's own file is older than num_batches_tracked
 def test_resnet_weights_are_taken_as_they_are(counters, tmp_path):
     reference = shuffled(resnet18(weights=None))
-    state = {k: v for k, v in reference.state_dict().items() if counters or not k.endswith("num_batches_tracked")}
+    state = {
+        k: v
+        for k, v in reference.state_dict().items()
+        if counters or not k.endswith("num_batches_tracked")
+    }
     torch.save(state, tmp_path / "resnet18.pth")
     model = ResNet18UNet(2)
     assert load_encoder_weights(model, tmp_path / "resnet18.pth")["source"] == "file"
@@ -317,7 +353,9 @@ def test_missing_and_left_over_keys_are_listed(classifier, tmp_path):
 
 def test_resnet_with_keys_missing_or_left_over_is_refused(tmp_path):
     state = resnet18(weights=None).state_dict()
-    torch.save({k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, tmp_path / "less.pth")
+    torch.save(
+        {k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, tmp_path / "less.pth"
+    )
     torch.save({**state, "layer5.weight": torch.zeros(1)}, tmp_path / "more.pth")
     with refused("less.pth", "lacks layer2.0.conv1.weight"):
         load_encoder_weights(ResNet18UNet(2), tmp_path / "less.pth")
@@ -335,7 +373,9 @@ def test_shapes_that_differ_are_told_with_both(classifier, tmp_path):
         load_encoder_weights(SegFormer(2, in_channels=4), tmp_path / "mit.bin")
 
 
-@pytest.mark.parametrize(("held", "wanted"), [("b1", "b0"), ("b0", "b1"), ("b1", "b2"), ("b2", "b1")])
+@pytest.mark.parametrize(
+    ("held", "wanted"), [("b1", "b0"), ("b0", "b1"), ("b1", "b2"), ("b2", "b1")]
+)
 def test_another_variants_file_is_named(held, wanted, tmp_path):
     with torch.device("meta"):
         state = SegformerForImageClassification(reference_config(held)).state_dict()
@@ -380,8 +420,16 @@ def test_bad_files_are_one_sentence_and_run_nothing(kind, name, classifier, tmp_
     elif kind == "text":
         file.write_text("<html>not found</html>\n")
     else:
-        torch.save({"nested": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[kind], file)
-    for load in (lambda: load_encoder_weights(SegFormer(2), file), lambda: SegFormer.from_huggingface(file)):
+        torch.save(
+            {"nested": {"state_dict": classifier[1]}, "numbers": {"epoch": 3}, "list": [1, 2]}[
+                kind
+            ],
+            file,
+        )
+    for load in (
+        lambda: load_encoder_weights(SegFormer(2), file),
+        lambda: SegFormer.from_huggingface(file),
+    ):
         with refused(str(file)):
             load()
     assert not flag.exists()
@@ -418,7 +466,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if "cut" in self.path or "stall" in self.path else body)
+        self.wfile.write(
+            body[: len(body) // 2] if "cut" in self.path or "stall" in self.path else body
+        )
         self.wfile.flush()
         if "stall" in self.path:
             self.server.over.wait(20)
@@ -440,7 +490,9 @@ def server(monkeypatch, tmp_path, classifier):
     running.files["pytorch_model.bin"] = (tmp_path / "mit").read_bytes()
     running.resnet = f"resnet18-{hashlib.sha256(resnet).hexdigest()[:8]}.pth"
     running.files[running.resnet] = resnet
-    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     yield running
     running.over.set()
     running.shutdown()
@@ -493,9 +545,13 @@ def test_resnet_of_another_hash_is_refused(server, monkeypatch, tmp_path):
     assert cached(tmp_path) == []
 
 
-@pytest.mark.parametrize("way", ["refused", "absent", "mute", "stall", "cut", "foreign", "unwritable"])
+@pytest.mark.parametrize(
+    "way", ["refused", "absent", "mute", "stall", "cut", "foreign", "unwritable"]
+)
 @pytest.mark.parametrize("build", [SegFormer, ResNet18UNet])
-def test_a_failed_download_is_one_sentence_that_says_what_to_do(build, way, server, monkeypatch, tmp_path):
+def test_a_failed_download_is_one_sentence_that_says_what_to_do(
+    build, way, server, monkeypatch, tmp_path
+):
     monkeypatch.setattr(weight_files, "TIMEOUT", 0.4)
     address = server.address
     if way == "refused":

@@ -21,10 +21,31 @@ from segmentation.data.samples import EpochOrder, TrainingSamples
 
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
-FLAGS: tuple = ("--batch-size", 4, "--augment", 4, "--image-size", 32, 32, "--drop-path", 0.1, "--dropout", 0.1)
+FLAGS: tuple = (
+    "--batch-size",
+    4,
+    "--augment",
+    4,
+    "--image-size",
+    32,
+    32,
+    "--drop-path",
+    0.1,
+    "--dropout",
+    0.1,
+)
 FLAGS += ("--encoder-weights", "none", "--device", "cpu", "--workers", 0)
 EPOCHS = 10
-MOMENTS = {"step": 5, "update": 5, "evaluation": 4, "epoch": 1, "save": 2, "half": 3, "flush": 3, "rename": 3}
+MOMENTS = {
+    "step": 5,
+    "update": 5,
+    "evaluation": 4,
+    "epoch": 1,
+    "save": 2,
+    "half": 3,
+    "flush": 3,
+    "rename": 3,
+}
 
 
 def train(data: Path, out: Path, *more: object, kill: Kill | None = None, **limits) -> int:
@@ -44,7 +65,9 @@ def assert_same_run(out: Path, other: Path) -> None:
     for name in ("last.pt", "best.pt"):
         one, two = read_checkpoint(out / name), read_checkpoint(other / name)
         assert one.keys() == two.keys()
-        assert [key for key in one if key not in MEASURED and not is_equal(one[key], two[key])] == [], name
+        assert [
+            key for key in one if key not in MEASURED and not is_equal(one[key], two[key])
+        ] == [], name
     assert rows(out) == rows(other)
     assert len(rows(out)) == EPOCHS
 
@@ -62,7 +85,13 @@ def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path
     while True:
         moment = draw.choice(list(MOMENTS))
         kill = Kill(draw.choice([KILL, *SIGNALS]), moment, draw.randint(1, MOMENTS[moment]))
-        code = train(tiny_folder, tmp_path / "run", "--resume", *draw.choice([(), ("--save-every", 1e-9)]), kill=kill)
+        code = train(
+            tiny_folder,
+            tmp_path / "run",
+            "--resume",
+            *draw.choice([(), ("--save-every", 1e-9)]),
+            kill=kill,
+        )
         if code == 0:
             break
         assert code == (-KILL if kill.signal == KILL else 99), kill
@@ -77,14 +106,18 @@ def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path
 
 @pytest.mark.parametrize("moment", ["data", "model", "step"])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_before_the_first_step_is_not_lost(tiny_folder, undisturbed, tmp_path, moment, number):
+def test_a_signal_before_the_first_step_is_not_lost(
+    tiny_folder, undisturbed, tmp_path, moment, number
+):
     """It waits for the first step, and nothing but what was done is saved."""
     assert train(tiny_folder, tmp_path / "run", kill=Kill(number, moment)) == 99
     state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["state"]
     assert (state["epoch"], state["step"]) == (0, 1)
 
 
-def test_killed_before_the_first_save_starts_fresh(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+def test_killed_before_the_first_save_starts_fresh(
+    tiny_folder: Path, undisturbed: Path, tmp_path: Path
+):
     assert train(tiny_folder, tmp_path / "run", "--resume", kill=Kill(KILL, "update", 2)) == -KILL
     assert not (tmp_path / "run" / "last.pt").exists()
     assert train(tiny_folder, tmp_path / "run", "--resume") == 0
@@ -94,7 +127,10 @@ def test_killed_before_the_first_save_starts_fresh(tiny_folder: Path, undisturbe
 def test_a_killed_writer_leaves_nothing_for_good(tiny_folder: Path, tmp_path: Path):
     out = tmp_path / "run"
     for moment in ("half", "flush", "rename"):
-        assert train(tiny_folder, out, "--resume", "--save-every", 1e-9, kill=Kill(KILL, moment, 2)) == -KILL
+        assert (
+            train(tiny_folder, out, "--resume", "--save-every", 1e-9, kill=Kill(KILL, moment, 2))
+            == -KILL
+        )
         assert len(list(out.glob(".*"))) == 1
     assert train(tiny_folder, out, "--resume", kill=Kill(signal.SIGTERM, "step")) == 99
     assert not list(out.glob(".*"))
@@ -114,7 +150,9 @@ def test_a_finished_run_resumed_ends_with_0_and_changes_nothing(tiny_folder, und
     assert (out / "last.pt").read_bytes() == (undisturbed / "last.pt").read_bytes()
 
 
-def test_a_held_folder_is_refused_and_torchrun_restarting_implies_resume(tiny_folder, undisturbed, tmp_path):
+def test_a_held_folder_is_refused_and_torchrun_restarting_implies_resume(
+    tiny_folder, undisturbed, tmp_path
+):
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     assert train(tiny_folder, out, output=tmp_path / "said") == 2
@@ -137,7 +175,9 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
     first = read_checkpoint(tmp_path / "last.pt")
     last_epoch_began = first["seconds"] - first["history"][-1]["seconds"]
-    assert last_epoch_began < 3 and first["seconds"] > 2  # how long an epoch takes is the machine's affair
+    assert (
+        last_epoch_began < 3 and first["seconds"] > 2
+    )  # how long an epoch takes is the machine's affair
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
     assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
     assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
@@ -145,7 +185,9 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("flags", "saved_at"), [((), (1, 0)), (("--save-every", 1e-9), (1, 2))])
-def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: Path, monkeypatch, flags, saved_at):
+def test_a_loss_that_is_no_number_names_the_files(
+    tiny_folder: Path, tmp_path: Path, monkeypatch, flags, saved_at
+):
     """Those of the very batch, and keeps the last good checkpoint: here of the first epoch, or of the step before."""
     from segmentation import recipes
 
@@ -157,7 +199,9 @@ def test_a_loss_that_is_no_number_names_the_files(tiny_folder: Path, tmp_path: P
             return super().forward(logits, target) * (float("nan") if Poisoned.steps == 8 else 1)
 
     monkeypatch.setattr(recipes, "TverskyLoss", Poisoned)
-    samples = TrainingSamples(open_dataset(str(tiny_folder)), "train", crop=(32, 32), augment=4, seed=0)
+    samples = TrainingSamples(
+        open_dataset(str(tiny_folder)), "train", crop=(32, 32), augment=4, seed=0
+    )
     order = EpochOrder(len(samples), 4, seed=0)
     order.set_epoch(1)
     files = ", ".join(samples[key]["name"] for key in list(order)[2])
@@ -179,7 +223,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: 
         nonlocal steps
         steps += 1
         if steps == 10:  # the last of the second epoch: no later loss tells
-            next(p for p in self.param_groups[0]["params"] if p.grad is not None).grad.fill_(float("nan"))
+            next(p for p in self.param_groups[0]["params"] if p.grad is not None).grad.fill_(
+                float("nan")
+            )
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(recipes.torch.optim.Adam, "step", poisoned)
@@ -196,16 +242,33 @@ def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str)
     and with --resume the weights of two ranks that nobody disturbed."""
     if number == signal.SIGINT and to == "ranks":
         pytest.skip("the same handler as the others")
-    arguments = ["--data", tiny_folder, *FLAGS, "--workers", 1, "--epochs", 20, "--augment", 0, "--resume"]
+    arguments = [
+        "--data",
+        tiny_folder,
+        *FLAGS,
+        "--workers",
+        1,
+        "--epochs",
+        20,
+        "--augment",
+        0,
+        "--resume",
+    ]
     started = launch(*arguments, "--out", tmp_path / "run")
-    wait_for(lambda: (tmp_path / "run" / "history.csv").exists() and (tmp_path / "run" / "last.pt").exists())
+    wait_for(
+        lambda: (
+            (tmp_path / "run" / "history.csv").exists() and (tmp_path / "run" / "last.pt").exists()
+        )
+    )
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     for process in [started.pid] if to == "torchrun" else children:
         os.kill(int(process), number)
     said, _ = started.communicate(timeout=120)
     assert "interrupted in epoch" in said
     assert "failed (exitcode" not in said
-    assert started.returncode == (1 if to == "torchrun" else 0)  # torchrun ends with its own signal's exception
+    assert started.returncode == (
+        1 if to == "torchrun" else 0
+    )  # torchrun ends with its own signal's exception
     assert (tmp_path / "run" / "interrupted").exists()
     if to == "ranks" and number == signal.SIGUSR2:
         for out in ("run", "other"):

@@ -13,10 +13,14 @@ CPU = torch.device("cpu")
 class Pairs:
     def __init__(self, count=10, size=(40, 50), odd_one=None):
         self.splits = {"train": [f"{i}.png" for i in range(count)], "val": []}
-        self.sizes = {name: odd_one if odd_one and name == "3.png" else size for name in self.splits["train"]}
+        self.sizes = {
+            name: odd_one if odd_one and name == "3.png" else size for name in self.splits["train"]
+        }
 
     def image(self, name):
-        return np.random.default_rng(int(name[:-4])).integers(0, 256, (*self.sizes[name], 3), dtype=np.uint8)
+        return np.random.default_rng(int(name[:-4])).integers(
+            0, 256, (*self.sizes[name], 3), dtype=np.uint8
+        )
 
     def mask(self, name):
         return self.image(name)[:, :, 0] % 5
@@ -42,7 +46,9 @@ def test_the_originals_come_once_and_exact_then_the_extra_ones():
         assert np.array_equal(sample["mask"], pairs.mask(name))
     extra = [samples[epoch, index] for epoch in range(20) for index in range(10, 16)]
     assert {sample["name"] for sample in extra} == set(pairs.splits["train"])
-    assert not any(np.array_equal(s["image"].permute(1, 2, 0), pairs.image(s["name"])) for s in extra)
+    assert not any(
+        np.array_equal(s["image"].permute(1, 2, 0), pairs.image(s["name"])) for s in extra
+    )
 
 
 @pytest.mark.parametrize("index", [2, 12])
@@ -65,7 +71,10 @@ def test_a_coarse_sample_is_the_same_view_at_half_the_size():
         assert coarse["image"].shape == (3, 32, 48) and coarse["mask"].shape == (32, 48)
         assert (fine["name"], fine["key"]) == (coarse["name"], coarse["key"])
         means = torch.nn.functional.avg_pool2d(fine["image"].float(), 2)
-        assert torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1] > 0.8
+        assert (
+            torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1]
+            > 0.8
+        )
 
 
 def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
@@ -75,14 +84,26 @@ def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
 
     for scale, seen in ((1, 24), (2, 12), (4, 6)):
         samples = TrainingSamples(
-            Columns(), "train", crop=(16, 24), augment=0, seed=7, recipe="fast", sizes=(scale, scale)
+            Columns(),
+            "train",
+            crop=(16, 24),
+            augment=0,
+            seed=7,
+            recipe="fast",
+            sizes=(scale, scale),
         )
-        assert all(len(samples[0, i]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples)))
+        assert all(
+            len(samples[0, i]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples))
+        )
 
 
 def test_samples_stay_as_large_as_a_model_takes():
     samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, recipe="fast")
-    assert [samples[0, 0, shrink]["mask"].shape for shrink in (1, 2, 4)] == [(70, 200), (35, 100), (35, 100)]
+    assert [samples[0, 0, shrink]["mask"].shape for shrink in (1, 2, 4)] == [
+        (70, 200),
+        (35, 100),
+        (35, 100),
+    ]
 
 
 def test_the_size_is_asked_for_each_step():
@@ -91,18 +112,30 @@ def test_the_size_is_asked_for_each_step():
     places = [key for batch in order for key in batch]
     assert [key[2:] for key in places] == [(2,)] * 8 + [()] * 4
     order.set_epoch(1, start=1)
-    assert [key[:2] for key in places] == [key for batch in order for key in batch]  # the same samples, coarser
+    assert [key[:2] for key in places] == [
+        key for batch in order for key in batch
+    ]  # the same samples, coarser
 
 
 def test_keys_are_distinct_and_survive_batching():
     samples = make_samples()
-    keys = {(epoch, index): samples[epoch, index]["key"] for epoch in range(5) for index in range(16)}
-    assert len(set(keys.values())) == 80 and min(keys.values()) >= 0 and 2**62 < max(keys.values()) < 2**63
+    keys = {
+        (epoch, index): samples[epoch, index]["key"] for epoch in range(5) for index in range(16)
+    }
+    assert (
+        len(set(keys.values())) == 80
+        and min(keys.values()) >= 0
+        and 2**62 < max(keys.values()) < 2**63
+    )
     order = EpochOrder(16, 4, seed=7)
     for places, batch in zip(order, make_loader(samples, order, 0, CPU), strict=True):
-        assert batch["key"].dtype == torch.int64 and batch["key"].tolist() == [keys[place] for place in places]
+        assert batch["key"].dtype == torch.int64 and batch["key"].tolist() == [
+            keys[place] for place in places
+        ]
         assert batch["image"].shape == (4, 3, 24, 32) and batch["mask"].shape == (4, 24, 32)
-        assert batch["image"].dtype == batch["mask"].dtype == torch.uint8 and len(batch["name"]) == 4
+        assert (
+            batch["image"].dtype == batch["mask"].dtype == torch.uint8 and len(batch["name"]) == 4
+        )
 
 
 def test_an_epoch_is_a_new_permutation_without_its_last_partial_batch():
@@ -126,7 +159,9 @@ def test_an_epoch_is_a_new_permutation_without_its_last_partial_batch():
 @pytest.mark.parametrize("batch_size", [4, 7])
 def test_ranks_share_the_batch_of_one_process(world, batch_size):
     whole = list(EpochOrder(30, batch_size, seed=3))
-    ranks = [list(EpochOrder(30, batch_size, seed=3, rank=rank, world=world)) for rank in range(world)]
+    ranks = [
+        list(EpochOrder(30, batch_size, seed=3, rank=rank, world=world)) for rank in range(world)
+    ]
     for step, batch in enumerate(whole):
         slices = [rank[step] for rank in ranks]
         assert [place for part in slices for place in part] == batch
@@ -166,15 +201,19 @@ def test_memory_is_pinned_for_cuda_alone():
 
 def test_bad_input_is_told_with_the_way_out():
     with pytest.raises(
-        BadInput, match=r"3\.png has 20 x 30 pixels but 0\.png has 40 x 50.*--crop H W.*--image-size H W"
+        BadInput,
+        match=r"3\.png has 20 x 30 pixels but 0\.png has 40 x 50.*--crop H W.*--image-size H W",
     ):
         make_samples(crop=None, odd_one=(20, 30))
     assert make_samples(odd_one=(20, 30))[0, 3]["mask"].shape == (24, 32)
     with pytest.raises(BadInput, match="'val' has no images"):
         TrainingSamples(Pairs(), "val", crop=None, augment=0, seed=0)
-    with pytest.raises(BadInput, match="9 training samples do not fill one batch of 10; use --batch-size 9 or less"):
+    with pytest.raises(
+        BadInput, match="9 training samples do not fill one batch of 10; use --batch-size 9 or less"
+    ):
         EpochOrder(9, 10, seed=0)
     with pytest.raises(
-        BadInput, match="--batch-size 3 is smaller than the 4 ranks that share it; use --batch-size 4 or"
+        BadInput,
+        match="--batch-size 3 is smaller than the 4 ranks that share it; use --batch-size 4 or",
     ):
         EpochOrder(9, 3, seed=0, rank=0, world=4)

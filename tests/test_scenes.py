@@ -26,7 +26,9 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_a_scene_is_the_same_every_time():
-    for first, again in zip(render(3, "val", 7, (64, 96)), render(3, "val", 7, (64, 96)), strict=True):
+    for first, again in zip(
+        render(3, "val", 7, (64, 96)), render(3, "val", 7, (64, 96)), strict=True
+    ):
         np.testing.assert_array_equal(first, again)
 
 
@@ -59,7 +61,9 @@ def test_another_size_samples_the_same_scene(size: tuple[int, int]):
 
 
 def test_every_group_has_its_share(scenes: list[tuple[np.ndarray, np.ndarray]]):
-    shares = np.array([np.bincount(grouped(mask).ravel(), minlength=5) / mask.size for _, mask in scenes])
+    shares = np.array(
+        [np.bincount(grouped(mask).ravel(), minlength=5) / mask.size for _, mask in scenes]
+    )
     least = {"obstacles": 0.03, "water": 0.01, "nature": 0.15, "moving": 0.02, "landable": 0.25}
     for group, share in zip(GROUPS, shares.T, strict=True):
         assert (share > least[group]).mean() >= 0.9, group
@@ -80,16 +84,19 @@ def test_colours_change_where_the_mask_does(scenes: list[tuple[np.ndarray, np.nd
         edge = np.roll(mask[:, 1:] != mask[:, :-1], shift, axis=1)
         return step[:, 8:-8][edge[:, 8:-8]].mean()
 
-    steps = {shift: np.mean([contrast(*scene, shift) for scene in scenes]) for shift in (-3, -2, -1, 0, 1, 2, 3)}
+    steps = {
+        shift: np.mean([contrast(*scene, shift) for scene in scenes])
+        for shift in (-3, -2, -1, 0, 1, 2, 3)
+    }
     assert max(steps, key=steps.__getitem__) == 0
     assert steps[0] > 1.3 * max(steps[-3], steps[3])
 
 
 def test_mask_holds_the_pixels_whose_centre_is_inside():
     view = View(np.random.default_rng(0), (60, 90))
-    assert np.hypot(view.x[20, 31] - view.x[20, 30], view.y[20, 31] - view.y[20, 30]) == pytest.approx(
-        view.extent / 90, rel=1e-3
-    )
+    assert np.hypot(
+        view.x[20, 31] - view.x[20, 30], view.y[20, 31] - view.y[20, 30]
+    ) == pytest.approx(view.extent / 90, rel=1e-3)
     corners = rectangle(np.array([1.0, -0.5]), 6, 3, angle=0.4)
     view.paint(polygon(corners), 9, rgb(255, 255, 255))
     c, s = np.cos(0.4), np.sin(0.4)
@@ -105,7 +112,9 @@ def test_distances_by_hand():
     x, y = np.array([0.0, 3.0, 1.0]), np.array([0.0, 0.0, 2.0])
     np.testing.assert_allclose(disc(np.array([0.0, 0.0]), 2).distance(x, y), [-2, 1, 5**0.5 - 2])
     inner = np.array([[0.2, 0.1]])  # a point inside the hull does not change it
-    np.testing.assert_allclose(polygon(rectangle(np.zeros(2), 4, 2), inner).distance(x, y), [-1, 1, 1])
+    np.testing.assert_allclose(
+        polygon(rectangle(np.zeros(2), 4, 2), inner).distance(x, y), [-1, 1, 1]
+    )
     pen = strokes(np.array([[[0.0, 0.0], [2.0, 0.0]]]), 1.0)
     np.testing.assert_allclose(pen.distance(x, y), [-0.5, 0.5, 1.5])
 
@@ -129,10 +138,16 @@ def test_what_stands_higher_leans_farther_out_and_the_mask_follows():
     base = rectangle(np.array([4.0, 0.0]), 2, 2)
     view.box(base, 3.0, 10, rgb(200, 0, 0), rgb(0, 0, 200))
     scale = view.altitude / (view.altitude - 3)
-    inside = (view.x > 3) & (view.x < 5 * scale) & (np.abs(view.y) < scale * np.clip(view.x / 3, 1, None))
+    inside = (
+        (view.x > 3)
+        & (view.x < 5 * scale)
+        & (np.abs(view.y) < scale * np.clip(view.x / 3, 1, None))
+    )
     seen = view.mask == 10
     assert not (seen & ~inside).any()
-    assert seen.sum() * view.pixel**2 == pytest.approx(4 * scale**2 + (1 + scale) * 3 * (scale - 1), rel=0.05)
+    assert seen.sum() * view.pixel**2 == pytest.approx(
+        4 * scale**2 + (1 + scale) * 3 * (scale - 1), rel=0.05
+    )
 
 
 def test_a_box_casts_its_shadow_from_its_foot_to_its_top():

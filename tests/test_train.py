@@ -18,29 +18,61 @@ from segmentation.checkpoint import read_checkpoint
 from segmentation.data import samples
 from segmentation.data.transforms import transform_pair
 
-FLAGS = ("--encoder-weights", "none", "--epochs", 3, "--batch-size", 8, "--augment", 8, "--workers", 0)
+FLAGS = (
+    "--encoder-weights",
+    "none",
+    "--epochs",
+    3,
+    "--batch-size",
+    8,
+    "--augment",
+    8,
+    "--workers",
+    0,
+)
 
 
 @pytest.fixture(scope="module", params=["segformer", "unet"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
+) -> Path:
     """A finished run of three epochs."""
     out = tmp_path_factory.mktemp("runs") / request.param
-    assert run_script("train", "--data", tiny_folder, "--model", request.param, *FLAGS, "--out", out) == 0
+    assert (
+        run_script("train", "--data", tiny_folder, "--model", request.param, *FLAGS, "--out", out)
+        == 0
+    )
     return out
 
 
 def test_a_run_leaves_what_it_says(run: Path):
-    assert {"best.pt", "last.pt", "config.json", "history.csv"} <= {path.name for path in run.iterdir()}
+    assert {"best.pt", "last.pt", "config.json", "history.csv"} <= {
+        path.name for path in run.iterdir()
+    }
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_miou", "val_mpa", "lr", "seconds", "images_per_s"]
+    assert list(rows[0]) == [
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_miou",
+        "val_mpa",
+        "lr",
+        "seconds",
+        "images_per_s",
+    ]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     config = json.loads((run / "config.json").read_text())
     assert config["classes"] == ["0", "1", "2"]
 
 
 def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):
-    assert run_script("evaluate", run / "best.pt", "--split", "val", "--json", tmp_path / "scores.json") == 0
+    assert (
+        run_script(
+            "evaluate", run / "best.pt", "--split", "val", "--json", tmp_path / "scores.json"
+        )
+        == 0
+    )
     scores = json.loads((tmp_path / "scores.json").read_text())
     with open(run / "history.csv") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["val_miou"]))
@@ -54,7 +86,17 @@ def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):
 def test_a_checkpoint_says_everything_about_itself(run: Path):
     model, meta = load_checkpoint(run / "best.pt")
     assert model(torch.rand(1, 3, 40, 50)).shape == (1, 3, 40, 50)
-    assert {"config", "classes", "palette", "data", "args", "command", "environment", "history", "scores"} <= set(meta)
+    assert {
+        "config",
+        "classes",
+        "palette",
+        "data",
+        "args",
+        "command",
+        "environment",
+        "history",
+        "scores",
+    } <= set(meta)
     splits = meta["data"]["splits"]
     assert not set(splits["train"]) & (set(splits["val"]) | set(splits["test"]))
 
@@ -124,7 +166,9 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
     assert (args.batch_size, args.lr, args.augment) == expected
 
 
-def test_the_sizes_asked_for_are_those_of_the_samples(tmp_path: Path, tiny_folder: Path, monkeypatch):
+def test_the_sizes_asked_for_are_those_of_the_samples(
+    tmp_path: Path, tiny_folder: Path, monkeypatch
+):
     scales: list[float] = []
 
     def noted(image, mask, draw, crop):
@@ -132,15 +176,51 @@ def test_the_sizes_asked_for_are_those_of_the_samples(tmp_path: Path, tiny_folde
         return transform_pair(image, mask, draw, crop)
 
     monkeypatch.setattr(samples, "transform_pair", noted)
-    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--epochs", 1, "--augment", 0)
-    flags += ("--batch-size", 8, "--workers", 0, "--coarse", 0, 0, "--crop", 32, 32, "--out", tmp_path / "run")
+    flags = (
+        "--data",
+        tiny_folder,
+        "--recipe",
+        "fast",
+        "--encoder-weights",
+        "none",
+        "--epochs",
+        1,
+        "--augment",
+        0,
+    )
+    flags += (
+        "--batch-size",
+        8,
+        "--workers",
+        0,
+        "--coarse",
+        0,
+        0,
+        "--crop",
+        32,
+        32,
+        "--out",
+        tmp_path / "run",
+    )
     assert run_script("train", *flags, "--sizes", 2, 3) == 0
     assert len(scales) >= 16 and 2 <= min(scales) < max(scales) <= 3
 
 
 @pytest.mark.slow
-def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Path, tiny_folder: Path):
-    flags = ("--data", tiny_folder, "--recipe", "fast", "--encoder-weights", "none", "--image-size", 128, 128)
+def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
+    tmp_path: Path, tiny_folder: Path
+):
+    flags = (
+        "--data",
+        tiny_folder,
+        "--recipe",
+        "fast",
+        "--encoder-weights",
+        "none",
+        "--image-size",
+        128,
+        128,
+    )
     flags += ("--epochs", 4, "--augment", 0, "--batch-size", 8, "--workers", 0)
     sizes: list[int] = []
     original = SegFormer.forward
@@ -158,7 +238,9 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(tmp_path: Pat
         more = ("--recipe", "deck", "--coarse", 0.3, 0.6, "--out", tmp_path / "coarse")
         assert run_script("train", *flags, *more) == 0
         assert sizes == [32] * 3 + [64] * 2 + [128] * 3
-    assert run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0  # one thread, as the next
+    assert (
+        run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0
+    )  # one thread, as the next
     arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
     assert run_in_child("train", (*arguments, "--resume")) == 0

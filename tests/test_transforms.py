@@ -34,7 +34,11 @@ def test_no_change_is_an_exact_copy():
     view, labels = transform_pair(image, mask, Draw())
     assert view.dtype == labels.dtype == torch.uint8 and view.is_contiguous()
     assert same((view, labels), image, mask)
-    assert same(transform_pair(image, mask, Draw(position=(0, 0.999)), (20, 30)), image[:20, -30:], mask[:20, -30:])
+    assert same(
+        transform_pair(image, mask, Draw(position=(0, 0.999)), (20, 30)),
+        image[:20, -30:],
+        mask[:20, -30:],
+    )
 
 
 def test_a_full_turn_through_the_interpolation_is_the_identity():
@@ -50,7 +54,9 @@ def test_flips_are_numpys_and_twice_is_the_identity():
     for draw, axes in ((Draw(True, False), 1), (Draw(False, True), 0), (Draw(True, True), (0, 1))):
         view, labels = transform_pair(image, mask, draw)
         assert same((view, labels), np.flip(image, axes), np.flip(mask, axes))
-        assert same(transform_pair(view.permute(1, 2, 0).numpy(), labels.numpy(), draw), image, mask)
+        assert same(
+            transform_pair(view.permute(1, 2, 0).numpy(), labels.numpy(), draw), image, mask
+        )
 
 
 def test_rotation_of_one_pixel_by_hand():
@@ -139,7 +145,10 @@ def test_labels_stay_exact_whatever_the_mask_size(crop):
     image, _ = random_pair(40, 60)
     for seed, size in enumerate([(40, 60), (20, 30), (120, 180), (33, 47)] * 25):
         mask = np.random.default_rng(seed).choice(np.array([0, 3, 200], np.uint8), size)
-        for draw in (draw_augmentation(np.random.default_rng(seed)), draw_crop(np.random.default_rng(seed))):
+        for draw in (
+            draw_augmentation(np.random.default_rng(seed)),
+            draw_crop(np.random.default_rng(seed)),
+        ):
             view, labels = transform_pair(image, mask, draw, crop)
             assert tuple(labels.shape) == tuple(view.shape[1:]) == (crop or (40, 60))
             assert set(labels.unique().tolist()) <= {0, 3, 200, 255}
@@ -175,35 +184,53 @@ def test_draws_cover_their_ranges():
 def test_fast_draws_cover_their_ranges():
     draws = [draw_fast(np.random.default_rng([0, 0, index])) for index in range(2000)]
     light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
-    assert (light >= 0.7).all() and (light.min(0) < 0.71).all() and (light.max(0) > 1.29).all() and (light <= 1.3).all()
+    assert (
+        (light >= 0.7).all()
+        and (light.min(0) < 0.71).all()
+        and (light.max(0) > 1.29).all()
+        and (light <= 1.3).all()
+    )
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
     for sizes in ((0.76, 1.32), (1.0, 4.0)):
-        scales = [draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)]
-        assert sizes[0] <= min(scales) < 1.01 * sizes[0] and 0.99 * sizes[1] < max(scales) <= sizes[1]
+        scales = [
+            draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)
+        ]
+        assert (
+            sizes[0] <= min(scales) < 1.01 * sizes[0] and 0.99 * sizes[1] < max(scales) <= sizes[1]
+        )
         assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
 @pytest.mark.parametrize("draw, numbers", [(draw_crop, 2), (draw_augmentation, 5), (draw_fast, 7)])
 def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
     drawn = [astuple(draw(np.random.default_rng([0, 0, index]))) for index in range(2000)]
-    table = np.array([np.hstack(row) for row in drawn]).T  # a row for each number, and one for each axis of position
+    table = np.array(
+        [np.hstack(row) for row in drawn]
+    ).T  # a row for each number, and one for each axis of position
     table = table[np.ptp(table, axis=1) > 0]
     assert len(table) == numbers
     assert np.abs(np.corrcoef(table) - np.eye(numbers)).max() < 0.1  # four standard deviations
-    positions = np.array([draw(np.random.default_rng([0, 0, index])).position for index in range(2000)])
+    positions = np.array(
+        [draw(np.random.default_rng([0, 0, index])).position for index in range(2000)]
+    )
     assert (positions >= 0).all() and (positions.min(0) < 0.01).all()
     assert (positions < 1).all() and (positions.max(0) > 0.99).all()
 
 
 @pytest.mark.parametrize("draw", [draw_augmentation, draw_fast])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
-    image, mask = random_pair(61, 91)  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
+    image, mask = random_pair(
+        61, 91
+    )  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
     for seed in range(100):
-        drawn = replace(draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0)
+        drawn = replace(
+            draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0
+        )
         view, labels = transform_pair(image, mask, drawn)
         # A crop of h has H - h + 1 places.
         top, left = (
-            int(p * (side - crop + 1)) for p, side, crop in zip(drawn.position, labels.shape, (20, 30), strict=True)
+            int(p * (side - crop + 1))
+            for p, side, crop in zip(drawn.position, labels.shape, (20, 30), strict=True)
         )
         part, part_labels = transform_pair(image, mask, drawn, (20, 30))
         window = slice(top, top + 20), slice(left, left + 30)
@@ -236,14 +263,20 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     half, labels = transform_pair(image, mask, Draw(scale=0.5))
     means = image.reshape(18, 2, 26, 2, 3).mean((1, 3))
     assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
-    corners = [torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)]  # all four are equally near
+    corners = [
+        torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)
+    ]  # all four are equally near
     assert torch.stack([labels == corner for corner in corners]).any(0).all()
-    quarter, _ = transform_pair(image, mask, Draw(scale=0.25))  # sixteen, of which interpolation alone sees four
+    quarter, _ = transform_pair(
+        image, mask, Draw(scale=0.25)
+    )  # sixteen, of which interpolation alone sees four
     means = image.reshape(9, 4, 13, 4, 3).mean((1, 3))
     assert np.abs(quarter.permute(1, 2, 0).numpy() - means).max() <= 0.5
     ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
     twice, _ = transform_pair(ramp, random_pair(8, 8)[1], Draw(scale=2.0))
-    assert twice.shape == (3, 16, 16) and twice[0, 3, 1:-1].tolist() == [2 + 4 * k for k in range(14)]
+    assert twice.shape == (3, 16, 16) and twice[0, 3, 1:-1].tolist() == [
+        2 + 4 * k for k in range(14)
+    ]
 
 
 def test_a_views_sides_are_rounded_to_the_nearest_and_never_to_nothing():
@@ -276,13 +309,18 @@ def test_light_by_hand_numbers():
 
 
 def test_fast_draws_keep_image_and_mask_together():
-    mask = np.random.default_rng(1).integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    mask = (
+        np.random.default_rng(1).integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    )
     image = np.stack([mask * 20] * 3, -1)
     sizes = []
     for seed in range(300):
         draw = draw_fast(np.random.default_rng(seed))
         sizes.append(np.log2(draw.scale))
-        assert not draw.flip_vertical and 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
+        assert (
+            not draw.flip_vertical
+            and 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
+        )
         view, labels = transform_pair(
             image, mask, replace(draw, saturation=1.0, contrast=1.0, brightness=1.0), (64, 64)
         )
@@ -299,7 +337,10 @@ def test_labels_of_a_small_view_are_those_at_its_pixels_centres(crop):
     for seed in range(20):
         draw = Draw(position=tuple(np.random.default_rng(seed).random(2)), scale=0.2)
         _, labels = transform_pair(image, mask, draw, crop)
-        size, corner = view_size(draw, mask.shape), window_corner(draw, view_size(draw, mask.shape), crop)
+        size, corner = (
+            view_size(draw, mask.shape),
+            window_corner(draw, view_size(draw, mask.shape), crop),
+        )
         rows, columns = (
             (2 * (first + np.arange(length)) + 1) * side // (2 * small)
             for first, length, side, small in zip(corner, crop, mask.shape, size, strict=True)

@@ -14,7 +14,9 @@ class Fixed(nn.Module):
 
     def __init__(self, *probabilities: float):
         super().__init__()
-        self.logits = nn.Parameter(torch.tensor(probabilities).log() + 5)  # logits are free up to a constant
+        self.logits = nn.Parameter(
+            torch.tensor(probabilities).log() + 5
+        )  # logits are free up to a constant
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         return self.logits.view(1, -1, 1, 1).expand(len(image), -1, *image.shape[2:])
@@ -45,7 +47,9 @@ def test_the_output_is_the_logarithm_of_the_weighted_mean(weights, expected):
 
 def test_weights_may_stand_last_without_their_name():
     members = Fixed(0.6, 0.4), Fixed(0.1, 0.9)
-    assert torch.equal(UFormer(*members, (0.3, 0.7))(IMAGE), UFormer(*members, weights=(0.3, 0.7))(IMAGE))
+    assert torch.equal(
+        UFormer(*members, (0.3, 0.7))(IMAGE), UFormer(*members, weights=(0.3, 0.7))(IMAGE)
+    )
     assert UFormer(*members, (0.3, 0.7)).weights.flatten().tolist() == pytest.approx([0.3, 0.7])
 
 
@@ -74,7 +78,9 @@ def test_gradients_of_weights_and_members_are_those_of_the_formula(weights):
     assert model(image).dtype == torch.float64
 
     def output(*values: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(model, dict(zip(dict(model.named_parameters()), values, strict=True)), image)
+        return torch.func.functional_call(
+            model, dict(zip(dict(model.named_parameters()), values, strict=True)), image
+        )
 
     assert torch.autograd.gradcheck(output, tuple(model.parameters()))
     model(image)[:, 0].sum().backward()
@@ -97,7 +103,8 @@ def test_confident_members_do_not_overflow():
     sure, opposed = Fixed(0.5, 0.5), Fixed(0.5, 0.5)
     sure.logits.data, opposed.logits.data = torch.tensor([300.0, 0.0]), torch.tensor([0.0, 300.0])
     assert torch.allclose(
-        UFormer(sure, opposed, weights=(0.75, 0.25))(IMAGE).exp()[0, :, 0, 0], torch.tensor([0.75, 0.25])
+        UFormer(sure, opposed, weights=(0.75, 0.25))(IMAGE).exp()[0, :, 0, 0],
+        torch.tensor([0.75, 0.25]),
     )
 
 
@@ -118,7 +125,13 @@ def test_configuration_and_state_rebuild_it_exactly(weights):
 
 def test_a_configuration_without_sense_is_bad_input():
     with pytest.raises(BadInput, match="weight"):
-        build_model({"model": "uformer", "members": [{"model": "unet", "num_classes": 3}], "weights": [0.5, 0.5]})
+        build_model(
+            {
+                "model": "uformer",
+                "members": [{"model": "unet", "num_classes": 3}],
+                "weights": [0.5, 0.5],
+            }
+        )
 
 
 def test_half_precision_members_are_averaged_in_full():
@@ -126,7 +139,18 @@ def test_half_precision_members_are_averaged_in_full():
     assert model(IMAGE).dtype == torch.float32
 
 
-FLAGS = ("--encoder-weights", "none", "--epochs", 1, "--batch-size", 8, "--augment", 0, "--workers", 0)
+FLAGS = (
+    "--encoder-weights",
+    "none",
+    "--epochs",
+    1,
+    "--batch-size",
+    8,
+    "--augment",
+    0,
+    "--workers",
+    0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +159,9 @@ def members(tmp_path_factory, tiny_folder):
     files = []
     for model in ("unet", "segformer"):
         out = tmp_path_factory.mktemp("members") / model
-        assert run_script("train", "--data", tiny_folder, "--model", model, *FLAGS, "--out", out) == 0
+        assert (
+            run_script("train", "--data", tiny_folder, "--model", model, *FLAGS, "--out", out) == 0
+        )
         files.append(out / "best.pt")
     return files
 

@@ -20,14 +20,20 @@ def shuffle_statistics(model: nn.Module) -> None:
 @torch.no_grad()
 def test_encoder_features_are_torchvisions():
     torch.manual_seed(0)
-    reference = resnet18(weights=None).double().eval()  # float64: in float32 two orders of sums differ visibly
+    reference = (
+        resnet18(weights=None).double().eval()
+    )  # float64: in float32 two orders of sums differ visibly
     shuffle_statistics(reference)
     taps = create_feature_extractor(reference, ["relu", "layer1", "layer2", "layer3", "layer4"])
     encoder = ResNet18UNet(2).encoder.double().eval()
-    encoder.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
+    encoder.load_state_dict(
+        {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
+    )
     image = torch.randn(2, 3, 75, 101, dtype=torch.float64)
     features = encoder(image)
-    for ours, theirs, channels in zip(features, taps(image).values(), encoder.channels, strict=True):
+    for ours, theirs, channels in zip(
+        features, taps(image).values(), encoder.channels, strict=True
+    ):
         assert ours.shape[1] == channels
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -59,7 +65,9 @@ def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
     model = ResNet18UNet(3).eval()
     model(torch.rand(2, 3, 64, 96)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_every_channel_of_every_skip_is_used():
@@ -86,7 +94,9 @@ def test_classifier_starts_undecided():
 
 def test_no_graph_break():
     torch._dynamo.reset()
-    torch.compile(ResNet18UNet(3), fullgraph=True, backend="eager")(torch.rand(2, 3, 64, 64)).sum().backward()
+    torch.compile(ResNet18UNet(3), fullgraph=True, backend="eager")(
+        torch.rand(2, 3, 64, 64)
+    ).sum().backward()
 
 
 @pytest.mark.slow
@@ -95,4 +105,6 @@ def test_compiled_is_the_same_function():
     torch.manual_seed(0)
     model = ResNet18UNet(3).eval()
     image = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(image), model(image), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True)(image), model(image), rtol=1e-3, atol=1e-5
+    )

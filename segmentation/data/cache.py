@@ -32,7 +32,10 @@ def cache_folder() -> Path:
 
 def entry_of(*parts: object) -> Path:
     """The folder of the entry with this key."""
-    return cache_folder() / hashlib.blake2b(repr((VERSION, *parts)).encode(), digest_size=16).hexdigest()
+    return (
+        cache_folder()
+        / hashlib.blake2b(repr((VERSION, *parts)).encode(), digest_size=16).hexdigest()
+    )
 
 
 def load_record(entry: Path) -> dict[str, Any] | None:
@@ -62,7 +65,9 @@ def store(entry: Path, array: np.ndarray, **facts: Any) -> dict[str, Any]:
             if load_record(entry) is None:  # not just another process that came first
                 raise
     except OSError as error:
-        reason = error.strerror or "the disk is full"  # numpy reports a short write without a reason
+        reason = (
+            error.strerror or "the disk is full"
+        )  # numpy reports a short write without a reason
         raise BadInput(
             f"{entry.parent}: cannot write the cache ({reason}); free some space, or set XDG_CACHE_HOME"
         ) from None
@@ -99,7 +104,9 @@ def open_image(path: Path) -> tuple[Image.Image, bytes]:
     except Image.DecompressionBombError:
         raise Unreadable(f"has more than {MAX_PIXELS} pixels; cut it into tiles") from None
     except Exception:  # Pillow's readers raise whatever a broken header makes them stumble over
-        raise Unreadable("is not an image that can be read (8 bits, at most 4 bands); save it again as PNG") from None
+        raise Unreadable(
+            "is not an image that can be read (8 bits, at most 4 bands); save it again as PNG"
+        ) from None
     return image, content
 
 
@@ -128,11 +135,15 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
     """
     image, content = open_image(path)
     if image.mode[0] in "IF" or ";16" in _raw_mode(image):
-        raise Unreadable(f"stores more than 8 bits a channel (mode {image.mode}); save it as 8-bit RGB")
+        raise Unreadable(
+            f"stores more than 8 bits a channel (mode {image.mode}); save it as 8-bit RGB"
+        )
     bands = getattr(image, "tag_v2", {}).get(277, 1)
     if bands > 4:
         raise Unreadable(f"has {bands} bands; save three of them as 8-bit RGB")
-    turned = image.size if image.format == "TIFF" else image.size[::-1]  # Pillow's TIFF reader turns by itself
+    turned = (
+        image.size if image.format == "TIFF" else image.size[::-1]
+    )  # Pillow's TIFF reader turns by itself
     turn = _load(image)
     if turn in (5, 6, 7, 8) and mask_size in (turned, None) and turned[0] != turned[1]:
         image = ImageOps.exif_transpose(image)
@@ -144,7 +155,9 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
     return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_mask(path: Path, table: np.ndarray, colours: dict[int, int] | None) -> tuple[np.ndarray, str]:
+def read_mask(
+    path: Path, table: np.ndarray, colours: dict[int, int] | None
+) -> tuple[np.ndarray, str]:
     """A mask file -> (labels uint8 H x W, "" or one sentence about undeclared values).
 
     Grey and palette masks store the label itself; colour masks a colour of classes.csv. Alpha is not looked at.
@@ -155,7 +168,9 @@ def read_mask(path: Path, table: np.ndarray, colours: dict[int, int] | None) -> 
     """
     image, _ = open_image(path)
     if image.format in LOSSY:
-        raise Unreadable(f"is a {image.format} file; lossy compression changes labels: export the masks again as PNG")
+        raise Unreadable(
+            f"is a {image.format} file; lossy compression changes labels: export the masks again as PNG"
+        )
     raw_mode = _raw_mode(image)
     _load(image)
     if image.mode in ("RGB", "RGBA"):
@@ -168,13 +183,21 @@ def read_mask(path: Path, table: np.ndarray, colours: dict[int, int] | None) -> 
         if stored.dtype != np.uint8:
             bad = stored[(stored < 0) | (stored > 255)]
             if bad.size:
-                raise Unreadable(f"stores the label {bad[0]} ({bad.size} pixels beyond 0..255); save labels 0..254")
+                raise Unreadable(
+                    f"stores the label {bad[0]} ({bad.size} pixels beyond 0..255); save labels 0..254"
+                )
             stored = stored.astype(np.uint8)
         if image.mode == "P" and colours:
             _check_palette(image, stored, colours)
     else:
-        raise Unreadable(f"is a mask of mode {image.mode}; save labels as an 8-bit grey or palette PNG")
-    undeclared = [(value, count) for value, count in enumerate(histogram(stored)) if count and table[value] < 0]
+        raise Unreadable(
+            f"is a mask of mode {image.mode}; save labels as an 8-bit grey or palette PNG"
+        )
+    undeclared = [
+        (value, count)
+        for value, count in enumerate(histogram(stored))
+        if count and table[value] < 0
+    ]
     return table.astype(np.uint8)[stored], _undeclared(undeclared, stored, table)
 
 
@@ -195,8 +218,14 @@ def _undeclared(values: list[tuple[int, int]], stored: np.ndarray, table: np.nda
 
 def _labels_of_colours(pixels: np.ndarray, colours: dict[int, int] | None) -> np.ndarray:
     if colours is None:
-        raise Unreadable("is a colour mask; name the colours in classes.csv (index,name,r,g,b), or save labels as grey")
-    codes = pixels[..., 0].astype(np.uint32) << 16 | pixels[..., 1].astype(np.uint32) << 8 | pixels[..., 2]
+        raise Unreadable(
+            "is a colour mask; name the colours in classes.csv (index,name,r,g,b), or save labels as grey"
+        )
+    codes = (
+        pixels[..., 0].astype(np.uint32) << 16
+        | pixels[..., 1].astype(np.uint32) << 8
+        | pixels[..., 2]
+    )
     stored, known = np.zeros(codes.shape, np.uint8), np.zeros(codes.shape, bool)
     for colour, index in colours.items():
         here = codes == colour
@@ -205,10 +234,13 @@ def _labels_of_colours(pixels: np.ndarray, colours: dict[int, int] | None) -> np
     if not known.all():
         strange, counts = np.unique(codes[~known], return_counts=True)
         first = ", ".join(
-            f"{c >> 16},{c >> 8 & 255},{c & 255} ({n} pixels)" for c, n in zip(strange[:3], counts[:3], strict=True)
+            f"{c >> 16},{c >> 8 & 255},{c & 255} ({n} pixels)"
+            for c, n in zip(strange[:3], counts[:3], strict=True)
         )
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        raise Unreadable(f"has colours that classes.csv does not name: {first}{more}; add them, or mend the mask")
+        raise Unreadable(
+            f"has colours that classes.csv does not name: {first}{more}; add them, or mend the mask"
+        )
     return stored
 
 
@@ -216,6 +248,11 @@ def _check_palette(image: Image.Image, stored: np.ndarray, colours: dict[int, in
     """A palette that gives the colours of classes.csv to other indices means a mask that was re-quantised."""
     palette = image.getpalette("RGB") or []
     used = [int(index) for index in np.unique(stored) if 3 * index + 2 < len(palette)]
-    named = {i: colours.get(palette[3 * i] << 16 | palette[3 * i + 1] << 8 | palette[3 * i + 2]) for i in used}
+    named = {
+        i: colours.get(palette[3 * i] << 16 | palette[3 * i + 1] << 8 | palette[3 * i + 2])
+        for i in used
+    }
     if None not in named.values() and any(index != name for index, name in named.items()):
-        raise Unreadable("has the colours of classes.csv at other indices of its palette; save it as RGB, or reorder")
+        raise Unreadable(
+            "has the colours of classes.csv at other indices of its palette; save it as RGB, or reorder"
+        )

@@ -106,31 +106,44 @@ def open_dataset(
     if task not in ("multiclass", "binary"):
         raise BadInput(f"--task {task}: unknown; it is multiclass or binary")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
-        raise BadInput(f"--image-size {' '.join(map(str, image_size))}: give height and width, at least 32 each")
+        raise BadInput(
+            f"--image-size {' '.join(map(str, image_size))}: give height and width, at least 32 each"
+        )
     size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
     if splits is not None:
         splits = {split: list(splits.get(split, [])) for split in SPLITS}
     if data == "scenes":
-        result = SegmentationDataset("scenes", data, task, seed, dict(label_map or {}), size or SCENE_SIZE)
+        result = SegmentationDataset(
+            "scenes", data, task, seed, dict(label_map or {}), size or SCENE_SIZE
+        )
         _fill_from_scenes(result, splits)
     else:
-        result = SegmentationDataset("", os.path.abspath(data), task, seed, dict(label_map or {}), size)
+        result = SegmentationDataset(
+            "", os.path.abspath(data), task, seed, dict(label_map or {}), size
+        )
         _fill_from_folder(result, splits, skip_bad)
     return result
 
 
 def _fill_from_scenes(data: SegmentationDataset, stored: Names | None) -> None:
-    drawn = {split: [f"{split}/{index:04d}" for index in range(count)] for split, count in scenes.SIZES.items()}
+    drawn = {
+        split: [f"{split}/{index:04d}" for index in range(count)]
+        for split, count in scenes.SIZES.items()
+    }
     data.splits = stored or drawn
     unknown = [name for split in SPLITS for name in data.splits[split] if name not in drawn[split]]
     if unknown:
-        raise BadInput(f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?")
+        raise BadInput(
+            f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?"
+        )
     data.classes, data.palette, groups = drone_classes(data.task)
     table = label_table(groups, data.label_map)
     source = entry_of(Path(scenes.__file__).read_bytes()).name  # another renderer, other entries
 
     def read(name: str) -> Pair:
-        image_entry, ids_entry = (entry_of(source, data.seed, name, data.image_size, part) for part in ("image", "ids"))
+        image_entry, ids_entry = (
+            entry_of(source, data.seed, name, data.image_size, part) for part in ("image", "ids")
+        )
         mask_entry = entry_of(ids_entry, table.tobytes())
         record = load_record(mask_entry)
         if load_record(image_entry) is None or load_record(ids_entry) is None:
@@ -152,12 +165,23 @@ def _fill_from_folder(data: SegmentationDataset, stored: Names | None, skip_bad:
         layout = find_layout(root, data.task)
         pairs, given, unpaired = find_pairs(root, layout)
     except OSError as error:
-        raise BadInput(f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions") from None
+        raise BadInput(
+            f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions"
+        ) from None
     if stored is not None:
         splits, unpaired = stored, []
-        gone = [f"{n}: in the stored {split} split" for split in SPLITS for n in stored[split] if n not in pairs]
+        gone = [
+            f"{n}: in the stored {split} split"
+            for split in SPLITS
+            for n in stored[split]
+            if n not in pairs
+        ]
         if gone:
-            raise BadInput(_listing(f"{root}: {len(gone)} images of the stored splits have no pair there", gone))
+            raise BadInput(
+                _listing(
+                    f"{root}: {len(gone)} images of the stored splits have no pair there", gone
+                )
+            )
     elif len(pairs) < 2:
         unpaired = unpaired or ["a single pair cannot be split into train and val: add images"]
         raise BadInput(_listing(f"{root}: {len(pairs)} images with a mask", unpaired))
@@ -167,7 +191,9 @@ def _fill_from_folder(data: SegmentationDataset, stored: Names | None, skip_bad:
         splits = {split: [name for name in pairs if given[name] == split] for split in SPLITS}
 
     table = label_table(layout.labels, data.label_map)
-    reads = _in_threads(lambda name: _read_pair(data, name, *pairs[name], table, layout.colours), splits)
+    reads = _in_threads(
+        lambda name: _read_pair(data, name, *pairs[name], table, layout.colours), splits
+    )
     bad = {name: result for name, result in reads.items() if isinstance(result, list)}
     good = {name: result for name, result in reads.items() if name not in bad}
     bad |= _duplicates(splits, good)
@@ -179,10 +205,14 @@ def _fill_from_folder(data: SegmentationDataset, stored: Names | None, skip_bad:
         nonsense = f"{layout.folders[0][2].relative_to(root).as_posix()}/: {nonsense}"
         raise BadInput(_listing(f"{root}: labels that cannot be used", [nonsense, *problems]))
     if problems and not skip_bad:
-        raise BadInput(_listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems))
+        raise BadInput(
+            _listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
+        )
     data.splits = {split: [name for name in splits[split] if name in good] for split in SPLITS}
     if stored is None and not (data.splits["train"] and data.splits["val"]):
-        raise BadInput(_listing(f"{root}: nothing is left in train or val without the bad pairs", problems))
+        raise BadInput(
+            _listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
+        )
     data.layout, data.skipped = layout.name, problems
     _keep(data, good)
 
@@ -198,11 +228,17 @@ def _read_pair(
     """The cache entries of a pair, made now where missing; or all sentences on what is wrong with it."""
     mask_name = mask_path.relative_to(data.root).as_posix()
     try:
-        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in (image_path, mask_path)]
+        files = [
+            (str(path), (stat := path.stat()).st_size, stat.st_mtime_ns)
+            for path in (image_path, mask_path)
+        ]
     except OSError as error:
         return [f"{name} or {mask_name}: cannot be opened ({error.strerror}); mend or remove it"]
     # An image entry says that the image was checked against this very mask file.
-    image_entry, mask_entry = entry_of(files, data.image_size), entry_of(files[1], table.tobytes(), colours)
+    image_entry, mask_entry = (
+        entry_of(files, data.image_size),
+        entry_of(files[1], table.tobytes(), colours),
+    )
     image_record, mask_record = load_record(image_entry), load_record(mask_entry)
     problems, mask_size = [], None
     if mask_record is None:
@@ -223,8 +259,14 @@ def _read_pair(
             if mask_size not in (image.size, None):
                 (width, height), (columns, rows) = image.size, mask_size
                 swapped = (width, height) == (rows, columns)
-                advice = "width and height are swapped, turn one of the two" if swapped else "export the mask again"
-                problems.append(f"{name}: {width} x {height} pixels, its mask {mask_name} {columns} x {rows}: {advice}")
+                advice = (
+                    "width and height are swapped, turn one of the two"
+                    if swapped
+                    else "export the mask again"
+                )
+                problems.append(
+                    f"{name}: {width} x {height} pixels, its mask {mask_name} {columns} x {rows}: {advice}"
+                )
             elif mask_record is not None:
                 if data.image_size:
                     # Pillow widens its filter with the scale, so this does not alias
@@ -260,7 +302,9 @@ def _duplicates(splits: Names, good: dict[str, Pair]) -> dict[str, list[str]]:
             if name in good:
                 other_split, other = seen.setdefault(good[name].digest, (split, name))
                 if other_split != split:
-                    problems[name] = [f"{name} ({split}): the same file as {other} ({other_split}); keep one of them"]
+                    problems[name] = [
+                        f"{name} ({split}): the same file as {other} ({other_split}); keep one of them"
+                    ]
     return problems
 
 
@@ -289,7 +333,10 @@ def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> Segmentat
             described["splits"] = None
     data = open_dataset(root, **described)
     if described["splits"] is not None and len(data.classes) <= len(meta["classes"]):
-        data.classes, data.palette = meta["classes"], meta["palette"]  # a split may lack the highest labels
+        data.classes, data.palette = (
+            meta["classes"],
+            meta["palette"],
+        )  # a split may lack the highest labels
     if data.classes != meta["classes"]:
         raise BadInput(
             f"{root} has the {len(data.classes)} classes {', '.join(data.classes)}, "

@@ -57,7 +57,9 @@ class Layout:
 def find_layout(root: Path, task: str) -> Layout:
     """Recognise the folder; BadInput that prints what was looked for if it is none of the known layouts."""
     if not root.is_dir():
-        raise BadInput(f"{root}: no such folder; give --data a folder of images and masks, or scenes")
+        raise BadInput(
+            f"{root}: no such folder; give --data a folder of images and masks, or scenes"
+        )
     inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     for base in [root, *(inner if len(inner) == 1 else [])]:
         layout = _camvid(base, task) or _generic(base, task)
@@ -73,7 +75,10 @@ def _child(folder: Path, *names: str) -> Path | None:
     """The subfolder with one of these names, whatever its case."""
     if not folder.is_dir():
         return None
-    return next((path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in names), None)
+    return next(
+        (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in names),
+        None,
+    )
 
 
 def _camvid(base: Path, task: str) -> Layout | None:
@@ -81,13 +86,18 @@ def _camvid(base: Path, task: str) -> Layout | None:
         return None
     if task == "binary":
         raise BadInput(f"{base}: CamVid has 11 classes, not two; leave out --task binary")
-    folders: list[tuple[str | None, Path, Path]] = [(s, base / s, base / f"{s}annot") for s in SPLITS]
+    folders: list[tuple[str | None, Path, Path]] = [
+        (s, base / s, base / f"{s}annot") for s in SPLITS
+    ]
     labels = {**{index: index for index in range(11)}, 11: IGNORED}
     return Layout("camvid", folders, list(CAMVID), list(CAMVID.values()), labels)
 
 
 def _generic(base: Path, task: str) -> Layout | None:
-    places: list[tuple[str | None, Path]] = [(None, base), *((split, base / split) for split in SPLITS)]
+    places: list[tuple[str | None, Path]] = [
+        (None, base),
+        *((split, base / split) for split in SPLITS),
+    ]
     images, masks = ("images", "image"), ("masks", "mask")
     found = [(s, i, m) for s, p in places if (i := _child(p, *images)) and (m := _child(p, *masks))]
     if not found:
@@ -105,7 +115,9 @@ def _generic(base: Path, task: str) -> Layout | None:
         raise BadInput(
             f"{table}: --task binary needs two classes, this table has {len(names)}; leave out --task binary"
         )
-    return Layout("generic", found, names, palette, {index: index for index in range(len(names))}, colours)
+    return Layout(
+        "generic", found, names, palette, {index: index for index in range(len(names))}, colours
+    )
 
 
 def _drone(root: Path, task: str) -> Layout | None:
@@ -116,26 +128,49 @@ def _drone(root: Path, task: str) -> Layout | None:
         if "original_images" in inner:
             images, labels = here / "original_images", here / "label_images_semantic"
             if (here / "images_semantic").is_dir():
-                found.setdefault("drone binary", []).append((None, images, here / "images_semantic"))
+                found.setdefault("drone binary", []).append(
+                    (None, images, here / "images_semantic")
+                )
             elif labels.is_dir():
                 # The two sets that share these folder names differ in the format of their photographs.
-                grouped = "classes_dataset" in here.parts or any(p.suffix.lower() == ".png" for p in images.iterdir())
-                found.setdefault("drone" if grouped else "drone original", []).append((None, images, labels))
-        inner[:] = [] if deep else [d for d in inner if d != "original_images" and not d.startswith(".")]
+                grouped = "classes_dataset" in here.parts or any(
+                    p.suffix.lower() == ".png" for p in images.iterdir()
+                )
+                found.setdefault("drone" if grouped else "drone original", []).append(
+                    (None, images, labels)
+                )
+        inner[:] = (
+            [] if deep else [d for d in inner if d != "original_images" and not d.startswith(".")]
+        )
     if not found:
         return None
-    name = next((n for n in ("drone binary" if task == "binary" else "drone", "drone original") if n in found), None)
+    name = next(
+        (
+            n
+            for n in ("drone binary" if task == "binary" else "drone", "drone original")
+            if n in found
+        ),
+        None,
+    )
     if name is None:
         way = "leave out --task binary" if task == "binary" else "add --task binary"
-        raise BadInput(f"{root}: holds {' and '.join(found)} only, no masks for the {task} task; {way}")
+        raise BadInput(
+            f"{root}: holds {' and '.join(found)} only, no masks for the {task} task; {way}"
+        )
     if len(found[name]) > 1:
-        raise BadInput(f"{root}: several data sets: {', '.join(str(i.parent) for _, i, _ in found[name])}; name one")
+        raise BadInput(
+            f"{root}: several data sets: {', '.join(str(i.parent) for _, i, _ in found[name])}; name one"
+        )
     classes, palette, groups = drone_classes(task)
-    labels_of = groups if name == "drone original" else {index: index for index in range(len(classes))}
+    labels_of = (
+        groups if name == "drone original" else {index: index for index in range(len(classes))}
+    )
     return Layout(name, found[name], classes, palette, labels_of)
 
 
-def find_pairs(root: Path, layout: Layout) -> tuple[dict[str, tuple[Path, Path]], dict[str, str | None], list[str]]:
+def find_pairs(
+    root: Path, layout: Layout
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, str | None], list[str]]:
     """(name -> image and mask file, name -> given split, sentences about what has no partner). Names are sorted."""
     pairs: dict[str, tuple[Path, Path]] = {}
     given: dict[str, str | None] = {}
@@ -151,10 +186,14 @@ def find_pairs(root: Path, layout: Layout) -> tuple[dict[str, tuple[Path, Path]]
         if images and masks:
             places = [folder.relative_to(root).as_posix() for folder in (image_folder, mask_folder)]
             problems += [
-                f"{_relative(root, images[s][0])}: no mask {places[1]}/{s}.*" for s in images if s not in masks
+                f"{_relative(root, images[s][0])}: no mask {places[1]}/{s}.*"
+                for s in images
+                if s not in masks
             ]
             problems += [
-                f"{_relative(root, masks[s][0])}: no image {places[0]}/{s}.*" for s in masks if s not in images
+                f"{_relative(root, masks[s][0])}: no image {places[0]}/{s}.*"
+                for s in masks
+                if s not in images
             ]
         for stem in images.keys() & masks.keys():
             if len(images[stem]) == len(masks[stem]) == 1:
@@ -169,14 +208,20 @@ def _relative(root: Path, path: Path) -> str:
 
 def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[Path]]:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    files = [
+        path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
     if not files:
-        problems.append(f"{_relative(root, folder)}/: {'holds no images' if folder.is_dir() else 'missing'}")
+        problems.append(
+            f"{_relative(root, folder)}/: {'holds no images' if folder.is_dir() else 'missing'}"
+        )
     result: dict[str, list[Path]] = {}
     for path in files:
         result.setdefault(path.stem, []).append(path)
         if len(result[path.stem]) > 1:
-            problems.append(f"{_relative(root, path)}: same name as {result[path.stem][0].name}; keep one of them")
+            problems.append(
+                f"{_relative(root, path)}: same name as {result[path.stem][0].name}; keep one of them"
+            )
     return result
 
 
@@ -186,10 +231,16 @@ def split_names(names: list[str], seed: int) -> dict[str, list[str]]:
     rest = len(ordered) - len(ordered) // 8
     shuffled = [ordered[i] for i in np.random.default_rng(seed).permutation(rest)]
     train = rest * 4 // 5
-    return {"train": sorted(shuffled[:train]), "val": sorted(shuffled[train:]), "test": ordered[rest:]}
+    return {
+        "train": sorted(shuffled[:train]),
+        "val": sorted(shuffled[train:]),
+        "test": ordered[rest:],
+    }
 
 
-def name_classes(layout: Layout, task: str, counts: np.ndarray) -> tuple[list[str], list[list[int]], str]:
+def name_classes(
+    layout: Layout, task: str, counts: np.ndarray
+) -> tuple[list[str], list[list[int]], str]:
     """Names, palette, and "" or one sentence on why the labels of the set as a whole make no sense.
 
     counts: pixels of each label 0..255 in all masks.
@@ -209,6 +260,8 @@ def name_classes(layout: Layout, task: str, counts: np.ndarray) -> tuple[list[st
         above = "2" if highest == 2 else f"2-{highest}"
         nonsense = f"--task binary needs labels 0 and 1, masks go up to {highest}: say --label-map {above}=1"
     elif 2 * len(present) < highest + 1:
-        advice = ",".join(f"{value}={label}" for label, value in enumerate(present) if value != label)
+        advice = ",".join(
+            f"{value}={label}" for label, value in enumerate(present) if value != label
+        )
         nonsense = f"masks hold only {len(present)} of 0..{highest}: say --label-map {advice}, or write classes.csv"
     return *numbered_classes(highest + 1), nonsense

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import BadInput
@@ -37,10 +36,15 @@ class TrainingSamples(Dataset):
         self.crop, self.augment, self.seed = crop, augment, seed
         fast = partial(draw_fast, sizes=sizes)
         # of the images themselves, of the extra samples
-        draws: dict[str, tuple[Callable, Callable]] = {"deck": (draw_crop, draw_augmentation), "fast": (fast, fast)}
+        draws: dict[str, tuple[Callable, Callable]] = {
+            "deck": (draw_crop, draw_augmentation),
+            "fast": (fast, fast),
+        }
         self.draw_image, self.draw_extra = draws[recipe]
         if not self.names:
-            raise BadInput(f"the split {split!r} has no images; put some there or choose another split")
+            raise BadInput(
+                f"the split {split!r} has no images; put some there or choose another split"
+            )
         if crop is None:
             self._check_sizes()
 
@@ -85,7 +89,9 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
     The last partial batch is dropped. BadInput if no full batch is left, or if a rank would get none of a batch.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         if batch_size < world:
             raise BadInput(
                 f"--batch-size {batch_size} is smaller than the {world} ranks that share it; "
@@ -100,7 +106,9 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0, shrink: Callable[[int], int] = lambda step: 1) -> None:
+    def set_epoch(
+        self, epoch: int, start: int = 0, shrink: Callable[[int], int] = lambda step: 1
+    ) -> None:
         """Choose the epoch, the first step of it to give (a resumed run has done those before) and the samples' size.
 
         shrink: of a step, when it is ordered: what height and width of its samples are divided by.
@@ -112,7 +120,11 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         # No sample has the index `count`, so the order shares no stream with a sample.
-        order = np.random.default_rng([self.seed, self.epoch, self.count]).permutation(self.count).tolist()
+        order = (
+            np.random.default_rng([self.seed, self.epoch, self.count])
+            .permutation(self.count)
+            .tolist()
+        )
         for step in range(self.start, self.count // self.batch_size):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             size = () if (shrink := self.shrink(step)) == 1 else (shrink,)

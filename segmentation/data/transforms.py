@@ -66,7 +66,14 @@ def draw_fast(generator: np.random.Generator, sizes: tuple[float, float] = SIZES
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
     scale = float(np.exp(generator.uniform(*np.log(sizes))))
     flip = bool(generator.random() < 0.5)
-    return Draw(flip, position=position, scale=scale, saturation=saturation, contrast=contrast, brightness=brightness)
+    return Draw(
+        flip,
+        position=position,
+        scale=scale,
+        saturation=saturation,
+        contrast=contrast,
+        brightness=brightness,
+    )
 
 
 def window_corner(draw: Draw, size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
@@ -114,12 +121,18 @@ def transform_pair(
     block = np.array(image[window])
     fold = 2 ** max(0, int(np.log2(np.abs(matrix[:, :2]).sum(1).max() + 1e-6)))
     folded = grid
-    if fold > 1:  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
+    if (
+        fold > 1
+    ):  # bilinear sampling looks at two pixels a side: means of fold x fold, or a small view would alias
         sides = torch.tensor(block.shape[1::-1])
-        block = np.array(Image.fromarray(block).reduce(fold))  # avg_pool2d takes two to four times as long
+        block = np.array(
+            Image.fromarray(block).reduce(fold)
+        )  # avg_pool2d takes two to four times as long
         folded = (grid + 1) * (sides / (fold * torch.tensor(block.shape[1::-1]))) - 1
     source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
-    view = F.grid_sample(source, folded, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    view = F.grid_sample(
+        source, folded, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
     if draw.changes_light:
         view = change_light(draw, view)
     if mask.shape != size:
@@ -127,7 +140,9 @@ def transform_pair(
         window, grid = _window_and_grid(mask.shape, matrix, crop)
     # The only outside value grid_sample knows is 0: sampled as 255 - label, it comes back as 255.
     inverted = (IGNORED - torch.from_numpy(np.array(mask[window]))).float()[None, None]
-    unlabelled = F.grid_sample(inverted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
+    unlabelled = F.grid_sample(
+        inverted, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )[0, 0]
     return view.add_(0.5).to(torch.uint8), (IGNORED - unlabelled).to(torch.uint8)
 
 
@@ -165,5 +180,8 @@ def _window_and_grid(
     scale = 2 / (high - low)
     columns = np.outer(np.arange(width) + 0.5, matrix[:, 0]) * scale
     rows = (np.outer(np.arange(height) + 0.5, matrix[:, 1]) + matrix[:, 2] - low) * scale - 1
-    grid = torch.from_numpy(rows.astype(np.float32))[:, None] + torch.from_numpy(columns.astype(np.float32))[None]
+    grid = (
+        torch.from_numpy(rows.astype(np.float32))[:, None]
+        + torch.from_numpy(columns.astype(np.float32))[None]
+    )
     return (slice(low[1], high[1]), slice(low[0], high[0])), grid[None]

@@ -129,9 +129,7 @@ def fit_weights(
     return [Fit(fit.weights.cpu(), fit.miou, fit.members) for fit in fits]
 
 
-def next_trial(
-    best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor
-) -> tuple[Fit, Tensor]:
+def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Fit, Tensor]:
     """One step of coordinate ascent: the best weights known, and the next trial, M x K each.
 
     scores: K x C, the mIoU of the trial with one class's weights replaced by a candidate.

@@ -19,7 +19,10 @@ def build_model(config: dict) -> nn.Module:
     name = arguments.pop("model", None)
     try:
         if name == "uformer":
-            return UFormer(*(build_model(member) for member in arguments["members"]), weights=arguments["weights"])
+            return UFormer(
+                *(build_model(member) for member in arguments["members"]),
+                weights=arguments["weights"],
+            )
         return MODELS[name](**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"no model can be built from {config}: {error}") from error

@@ -1,6 +1,9 @@
-"""The two ends every model shares: images in, as the encoder wants them; class logits out, undecided at the start."""
+"""Layers that models share: input normalisation, linear maps on channels-last maps, keyed dropout, starts."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,6 +28,80 @@ class Normalise(nn.Module):
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
+def keyed_uniform(keys: Tensor, salt: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in [0, 1), N x *shape float32, from each image's own key and a layer's salt.
+
+    keys: N, int64. S salts, as a tensor S x 1, give S x N x *shape: the same numbers in one draw.
+    A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number
+    generators", 2014): an image's numbers depend on neither its batch nor its rank.
+    """
+
+    def mix(x: Tensor) -> Tensor:
+        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+            x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+        return x ^ ((x >> 31) & (2**33 - 1))
+
+    golden = -0x61C8864680B583EB
+    counter = torch.arange(math.prod(shape), device=keys.device)
+    seeds = mix(keys + (salt * golden & (2**62 - 1)))
+    bits = mix(seeds[..., None] + counter)
+    numbers = ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24)
+    return numbers.view(*seeds.shape, *shape)
+
+
+class Linear(nn.Linear):
+    """nn.Linear on N x H x W x C, on a CPU as the 1x1 convolution that it is in channels-last memory.
+
+    oneDNN's convolutions use AVX-512 wherever it is, MKL's matrix products do so on Intel's processors only: elsewhere
+    the convolution and its two gradients take half the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x H x W x C_in -> N x H x W x C."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """N x H x W x C_in, weight C x C_in, bias C or None -> N x H x W x C; see `Linear`."""
+    if x.device.type != "cpu" or x.dim() != 4:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is drawn per image from its key, so that 1 and N ranks draw the same.
+
+    Off in eval mode.
+    """
+
+    def __init__(self, p: float, salt: int):
+        super().__init__()
+        self.p, self.salt = p, salt
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """x: N x ...; keys: N int64, or None to draw them from torch's generator. As x."""
+        if self.p == 0 or not self.training:
+            return x
+        if keys is None:
+            keys = torch.randint(2**62, (len(x),), device=x.device)
+        numbers = keyed_uniform(keys, self.salt, tuple(x.shape[1:]))
+        return x * (numbers >= self.p) / (1 - self.p)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): leaves a branch out for whole images, p of them."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor, numbers: Tensor | None) -> Tensor:
+        """N x H x W x C and N x 1 x 1 x 1 in [0, 1), None where nothing is left out. As branch."""
+        if numbers is None or self.p == 0:
+            return branch
+        return branch * (numbers >= self.p) / (1 - self.p)
+
+
 def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     """Make the first softmax nearly uniform.
 
@@ -34,3 +111,18 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     nn.init.normal_(classifier.weight, std=0.01)
     if classifier.bias is not None:
         nn.init.zeros_(classifier.bias)
+
+
+def initialise(module: nn.Module) -> None:
+    """Start of training from random weights."""
+    if isinstance(module, nn.Linear):  # small enough for every residual branch to start near zero
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(
+        module, nn.Conv2d
+    ):  # keeps the variance of what it passes on (He et al., 2015), per output
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

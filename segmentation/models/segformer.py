@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pretrained.huggingface import HuggingFaceSegFormer
-from .layers import Normalise, start_undecided
-from .mix_transformer import BLOCK_NORM_EPS, KeyedDropout, Linear, MixTransformer, initialise, linear
+from .layers import KeyedDropout, Linear, Normalise, initialise, linear, start_undecided
+from .mix_transformer import BLOCK_NORM_EPS, MixTransformer
 
 
 class MLPDecoder(nn.Module):
     """The paper's all-MLP decoder (equation 4) with the normalisation and ReLU of its published weights."""
 
-    def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
+    def __init__(
+        self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0
+    ):
         super().__init__()
         self.project = nn.ModuleList(Linear(c, width) for c in channels)
         self.fuse = Linear(len(channels) * width, width, bias=False)  # its inputs: scale 1/4 first
@@ -40,7 +41,9 @@ class MLPDecoder(nn.Module):
         total: Tensor | None = None
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
             assert isinstance(project, Linear)
-            x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)  # N x h x w x width
+            x = linear(
+                feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias
+            )  # N x h x w x width
             x = x.permute(0, 3, 1, 2)
             total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
         x = self.dropout(F.relu(self.norm(total), inplace=True), keys)
@@ -53,11 +56,14 @@ class ConvDecoder(nn.Module):
     The transposed convolutions are depthwise and start as bilinear interpolation; a 3x3 convolution makes the logits.
     """
 
-    def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0):
+    def __init__(
+        self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0
+    ):
         super().__init__()
         self.project = nn.ModuleList(Linear(c, width) for c in channels)
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False) for _ in channels[1:]
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False)
+            for _ in channels[1:]
         )
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
         self.dropout = KeyedDropout(dropout, salt=-1)
@@ -71,7 +77,10 @@ class ConvDecoder(nn.Module):
 
     def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
         """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
-        maps = [p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for p, f in zip(self.project, features, strict=True)]
+        maps = [
+            p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for p, f in zip(self.project, features, strict=True)
+        ]
         x = maps.pop()
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
@@ -123,7 +132,9 @@ class SegFormer(nn.Module):
         self.normalise = Normalise(in_channels)
         self.encoder = MixTransformer(variant, in_channels, drop_path, norm_eps)
         width = 256 if variant in ("b0", "b1") else 768  # table 6
-        if decoder == "conv":  # its cost lies in what it does to every channel at 1/4 of the image's size
+        if (
+            decoder == "conv"
+        ):  # its cost lies in what it does to every channel at 1/4 of the image's size
             width //= 2
         self.decoder = DECODERS[decoder](self.encoder.channels, num_classes, width, dropout)
 
@@ -143,6 +154,8 @@ class SegFormer(nn.Module):
         Its logits are those of transformers' SegformerForSemanticSegmentation, upsampled to the image's size.
         BadInput if the files are not there, cannot be read, or do not fit.
         """
+        from ..pretrained.huggingface import HuggingFaceSegFormer  # which needs this file
+
         saved = HuggingFaceSegFormer(path)
         model = cls(**saved.arguments)
         model.load_state_dict(saved.weights_for(model))

@@ -26,11 +26,19 @@ class UFormer(nn.Module):
             members, weights = members[:-1], members[-1]
         self.members = nn.ModuleList(members)
         if not members or (weights is not None and len(weights) != len(members)):
-            raise ValueError(f"{len(members)} members and the weights {weights}: give one weight, or K, a member")
-        table = torch.ones(len(members)) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+            raise ValueError(
+                f"{len(members)} members and the weights {weights}: give one weight, or K, a member"
+            )
+        table = (
+            torch.ones(len(members))
+            if weights is None
+            else torch.as_tensor(weights, dtype=torch.float32)
+        )
         table = table.view(len(members), -1)  # M x 1 or M x K
         if not table.isfinite().all() or (table < 0).any() or (table.sum(0) <= 0).any():
-            raise ValueError(f"weights must be numbers, not negative, nor all 0 in a class: {table.tolist()}")
+            raise ValueError(
+                f"weights must be numbers, not negative, nor all 0 in a class: {table.tolist()}"
+            )
         self.log_weights = nn.Parameter((table / table.sum(0)).log())
 
     @property
@@ -42,7 +50,11 @@ class UFormer(nn.Module):
         """RGB in [0, 1], N x 3 x H x W -> N x K x H x W log-probabilities of the weighted mean."""
         outputs = [member(image, keys) for member in self.members]
         wide = torch.promote_types(outputs[0].dtype, torch.float32)
-        log_probabilities = torch.stack([logits.log_softmax(1, dtype=wide) for logits in outputs])  # M x N x K x H x W
+        log_probabilities = torch.stack(
+            [logits.log_softmax(1, dtype=wide) for logits in outputs]
+        )  # M x N x K x H x W
         log_weights = self.log_weights.log_softmax(0).view(len(outputs), 1, -1, 1, 1)
         # logsumexp, for its gradient stays finite where weights are 0, whose logarithms are infinite
-        return (log_probabilities + log_weights).logsumexp(0).log_softmax(1)  # weights by class do not sum to one
+        return (
+            (log_probabilities + log_weights).logsumexp(0).log_softmax(1)
+        )  # weights by class do not sum to one

@@ -26,7 +26,12 @@ class ResNet18Encoder(nn.Module):
         if in_channels != 3:
             resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            resnet.layer1,
+            resnet.layer2,
+            resnet.layer3,
+            resnet.layer4,
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image N x C x H x W -> five maps of strides 2, 4, 8, 16, 32 and 64, 64, 128, 256, 512 channels."""
@@ -67,7 +72,8 @@ class ResNet18UNet(nn.Module):
         skips = self.encoder.channels[-2::-1]  # 256, 128, 64, 64
         widths = (128, 128, 64, 32)
         self.decoder = nn.ModuleList(
-            Expansion(*sizes) for sizes in zip((self.encoder.channels[-1], *widths), skips, widths, strict=False)
+            Expansion(*sizes)
+            for sizes in zip((self.encoder.channels[-1], *widths), skips, widths, strict=False)
         )
         self.classify = nn.Conv2d(widths[-1], num_classes, 1)
         start_undecided(self.classify)
@@ -76,7 +82,9 @@ class ResNet18UNet(nn.Module):
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W. keys: unused, nothing is drawn here."""
         if min(image.shape[-2:]) < 32:
-            raise ValueError(f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least")
+            raise ValueError(
+                f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least"
+            )
         *skips, x = self.encoder(self.normalise(image))
         for expansion in self.decoder:
             x = expansion(x, skips.pop())

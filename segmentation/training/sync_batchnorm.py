@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from ..distributed import all_gather_rows, all_reduce_sum, world_size
 
-NO_PIXELS = 1e-30  # a rank's share where it has no image: a count of 0 makes CUDA's kernel divide by 0
+NO_PIXELS = (
+    1e-30  # a rank's share where it has no image: a count of 0 makes CUDA's kernel divide by 0
+)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -30,7 +32,9 @@ class AnyBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, ...]:
         """x: N x C x H x W, N may be 0 -> normalised; mean, variance (C), count (1) of all ranks."""
         ctx.set_materialize_grads(False)
         C = x.shape[1]
@@ -143,7 +147,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-        if x.is_cuda and not torch.compiler.is_compiling():  # a compiler fuses operators, not kernels
+        if (
+            x.is_cuda and not torch.compiler.is_compiling()
+        ):  # a compiler fuses operators, not kernels
             return self.with_cuda_kernels(x)
         return self.with_any_operators(x)
 

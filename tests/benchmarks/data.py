@@ -44,7 +44,9 @@ try:
     import cv2
     from albumentations.pytorch import ToTensorV2
 except ImportError:
-    print("error: albumentations is not installed, and this comparison needs it: pip install albumentations")
+    print(
+        "error: albumentations is not installed, and this comparison needs it: pip install albumentations"
+    )
     sys.exit(2)
 
 ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
@@ -55,17 +57,25 @@ Prepare = Callable[[int], Any]  # the number of an image -> a sample
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="scenes", help="scenes (built in) or a folder, as for train.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="scenes", help="scenes (built in) or a folder, as for train.py"
+    )
     data = open_dataset(parser.parse_args().data)
     keep_freed_memory()  # as train.py does
     threads = torch.get_num_threads()
     height, width = data.image(data.splits["train"][0]).shape[:2]
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {data.layout}, {height} x {width}\n")
+    print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {data.layout}, {height} x {width}\n"
+    )
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    print(f"{'images/s, one thread':24}{'ours':>8}{'torchvision':>13}{'ratio':>7}{'albumentations':>16}{'ratio':>7}")
+    print(
+        f"{'images/s, one thread':24}{'ours':>8}{'torchvision':>13}{'ratio':>7}{'albumentations':>16}{'ratio':>7}"
+    )
     for recipe in ("deck", "fast"):
         for shrink in (1, 2):
             ours = prepare_ours(data, recipe, shrink)
@@ -73,17 +83,24 @@ def main() -> None:
             row = ""
             for peer in (prepare_torchvision, prepare_albumentations):
                 theirs = peer(data, recipe, (height, width), shrink)
-                ours_rate, rate, ratio = compare(lambda o=ours: images_per_s(o), lambda t=theirs: images_per_s(t))
+                ours_rate, rate, ratio = compare(
+                    lambda o=ours: images_per_s(o), lambda t=theirs: images_per_s(t)
+                )
                 row += f"{rate:{13 if not row else 16}.0f}{ratio:6.2f}x"
             print(f"{name:24}{ours_rate:8.0f}{row}", flush=True)
 
     torch.set_num_threads(threads)
     step = model_step(data)
-    print(f"\n{f'fast, {height // 2} x {width // 2}, images/s':28}{'loader':>8}{'model':>8}{'ratio':>7}")
+    print(
+        f"\n{f'fast, {height // 2} x {width // 2}, images/s':28}{'loader':>8}{'model':>8}{'ratio':>7}"
+    )
     for workers in (0, 1):
         batches = loader_of(data, workers)
         loader_rate, model_rate, ratio = compare(lambda b=batches: timed(b), lambda: timed(step))
-        print(f"{f'--workers {workers}':28}{loader_rate:8.0f}{model_rate:8.0f}{ratio:6.2f}x", flush=True)
+        print(
+            f"{f'--workers {workers}':28}{loader_rate:8.0f}{model_rate:8.0f}{ratio:6.2f}x",
+            flush=True,
+        )
 
 
 def prepare_ours(data: SegmentationDataset, recipe: str, shrink: int) -> Prepare:
@@ -93,7 +110,9 @@ def prepare_ours(data: SegmentationDataset, recipe: str, shrink: int) -> Prepare
     return lambda _: samples[0, next(keys), shrink]
 
 
-def prepare_torchvision(data: SegmentationDataset, recipe: str, size: tuple[int, int], shrink: int) -> Prepare:
+def prepare_torchvision(
+    data: SegmentationDataset, recipe: str, size: tuple[int, int], shrink: int
+) -> Prepare:
     small, part = [side // shrink for side in size], [round(0.7 * side) for side in size]
     if recipe == "deck":
         flips = v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()
@@ -105,13 +124,18 @@ def prepare_torchvision(data: SegmentationDataset, recipe: str, size: tuple[int,
         light = v2.ColorJitter(LIGHT, LIGHT, LIGHT)
         transform = v2.Compose([scale, window, v2.RandomHorizontalFlip(), light])
     pairs = [
-        (tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()), tv_tensors.Mask(mask))
+        (
+            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()),
+            tv_tensors.Mask(mask),
+        )
         for image, mask in arrays(data)
     ]
     return lambda index: [part.contiguous() for part in transform(*pairs[index])]
 
 
-def prepare_albumentations(data: SegmentationDataset, recipe: str, size: tuple[int, int], shrink: int) -> Prepare:
+def prepare_albumentations(
+    data: SegmentationDataset, recipe: str, size: tuple[int, int], shrink: int
+) -> Prepare:
     small, part = [side // shrink for side in size], [round(0.7 * side) for side in size]
     if recipe == "deck":
         flips = A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)
@@ -133,7 +157,10 @@ def prepare_albumentations(data: SegmentationDataset, recipe: str, size: tuple[i
 
 
 def arrays(data: SegmentationDataset) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(np.array(data.image(name)), np.array(data.mask(name))) for name in data.splits["train"][:SAMPLES]]
+    return [
+        (np.array(data.image(name)), np.array(data.mask(name)))
+        for name in data.splits["train"][:SAMPLES]
+    ]
 
 
 def model_step(data: SegmentationDataset) -> Callable[[], int]:

@@ -45,7 +45,10 @@ CONFIGS = {
     "unet": {"model": "unet", "num_classes": CLASSES},
     "uformer": {
         "model": "uformer",
-        "members": [{"model": "unet", "num_classes": CLASSES}, {"model": "segformer", "num_classes": CLASSES}],
+        "members": [
+            {"model": "unet", "num_classes": CLASSES},
+            {"model": "segformer", "num_classes": CLASSES},
+        ],
         "weights": None,
     },
 }
@@ -171,11 +174,16 @@ def run(
     state = parallel.whole_optimizer_state(spread, optimizer)
     if save and distributed.rank() == 0:
         resume = {"optimizer": state, "scheduler": scheduler.state_dict()}
-        save_checkpoint(save, {"model": weights, "config": config, "classes": Pictures().classes, "resume": resume})
+        save_checkpoint(
+            save,
+            {"model": weights, "config": config, "classes": Pictures().classes, "resume": resume},
+        )
     whole = copy.deepcopy(parallel.whole_model(spread, config)).float().eval()
     scores = {split: score_split(whole, Pictures(), split) for split in Pictures().splits}
     held = [getattr(p, "_local_tensor", p) for p in spread.parameters()]
-    moments = {f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()}
+    moments = {
+        f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items()
+    }
     return {
         "gradient": gradient,
         "weights": weights,
@@ -201,7 +209,9 @@ def whole_gradient(bare: nn.Module, spread: nn.Module | Pipeline) -> dict[str, T
 
 def digest(*sets: dict[str, Tensor]) -> str:
     """The same for the same numbers, bit for bit."""
-    values = (value.cpu().contiguous().numpy() for tensors in sets for _, value in sorted(tensors.items()))
+    values = (
+        value.cpu().contiguous().numpy() for tensors in sets for _, value in sorted(tensors.items())
+    )
     return hashlib.sha256(b"".join(hashlib.sha256(value).digest() for value in values)).hexdigest()
 
 
@@ -209,7 +219,9 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Norm of the difference of two sets of tensors over the norm of the second: one number for all of them."""
     assert one.keys() == other.keys()
     difference = sum((one[k].double() - other[k].double()).square().sum() for k in other)
-    return float((difference / sum(value.double().square().sum() for value in other.values())).sqrt())
+    return float(
+        (difference / sum(value.double().square().sum() for value in other.values())).sqrt()
+    )
 
 
 def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dict]]:
@@ -218,14 +230,24 @@ def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dic
     Of all ranks but the first without its tensors, which its digest stands for: they would fill gigabytes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", __file__, "--worker"]
+        command = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+            __file__,
+            "--worker",
+        ]
         subprocess.run(
             [sys.executable, *command, folder, json.dumps(cases)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             timeout=timeout,
             check=True,
         )
-        files = [[Path(folder) / f"{case}-{rank}.pt" for rank in range(ranks)] for case in range(len(cases))]
+        files = [
+            [Path(folder) / f"{case}-{rank}.pt" for rank in range(ranks)]
+            for case in range(len(cases))
+        ]
         return [[torch.load(file) for file in row] for row in files]
 
 
@@ -233,7 +255,11 @@ def worker(folder: str, cases: list[dict]) -> None:
     distributed.setup("cpu", timeout_minutes=2)
     for number, case in enumerate(cases):
         result = run(**case)
-        kept = result if distributed.rank() == 0 else {k: v for k, v in result.items() if k not in TENSORS}
+        kept = (
+            result
+            if distributed.rank() == 0
+            else {k: v for k, v in result.items() if k not in TENSORS}
+        )
         torch.save(kept, Path(folder) / f"{number}-{distributed.rank()}.pt")
 
 
@@ -248,9 +274,15 @@ def main() -> None:
         worker(args.worker[0], json.loads(args.worker[1]))
         return
     exact = [{"model": m, "way": way, "steps": args.steps} for m in args.models for way in WAYS]
-    wrong = [{"model": m, "mistake": k, "steps": args.steps} for m in args.models for k in list(MISTAKES)[:3]]
+    wrong = [
+        {"model": m, "mistake": k, "steps": args.steps}
+        for m in args.models
+        for k in list(MISTAKES)[:3]
+    ]
     one = {m: launch(1, [{"model": m, "steps": args.steps}])[0][0] for m in args.models}
-    print(f"| model | way | ranks | gradient | weights after {args.steps} steps | loss | confusion | images/s |")
+    print(
+        f"| model | way | ranks | gradient | weights after {args.steps} steps | loss | confusion | images/s |"
+    )
     print("|---|---|--:|--:|--:|--:|---|--:|")
     for ranks in args.ranks:
         cases = exact if ranks > 1 else exact[:: len(WAYS)]

@@ -53,7 +53,10 @@ def measure(model: str, size: int, batch: int, steps: int) -> dict:
                 stack.enter_context(spread.no_sync())
             training_step(spread, criterion, optimizer, own)
 
-    found = {"step": median(step, steps), "gradient_bytes": 4 * sum(p.numel() for p in spread.parameters())}
+    found = {
+        "step": median(step, steps),
+        "gradient_bytes": 4 * sum(p.numel() for p in spread.parameters()),
+    }
     if distributed.world_size() > 1:
         sums = [x.new_zeros(x.shape) for x in sums_of(step)]
         gradient = torch.zeros(found["gradient_bytes"] // 4)
@@ -95,8 +98,19 @@ def sums_of(step: Callable[[], None]) -> list[torch.Tensor]:
 def launch(ranks: int, threads: int, case: dict) -> dict:
     """Measure in new processes, so that each has its threads from the start."""
     with tempfile.TemporaryDirectory() as folder:
-        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-        command = [sys.executable, *start, __file__, "--worker", f"{folder}/result.json", json.dumps(case)]
+        start = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            if ranks > 1
+            else []
+        )
+        command = [
+            sys.executable,
+            *start,
+            __file__,
+            "--worker",
+            f"{folder}/result.json",
+            json.dumps(case),
+        ]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
         return json.loads(Path(folder, "result.json").read_text())
 
@@ -124,11 +138,17 @@ def main() -> None:
         "2 ranks of 1 thread": (two := launch(2, 1, whole), args.batch),
         "1 process of 2 threads": (launch(1, 2, whole), args.batch),
     }
-    print(f"{args.model}, {args.size} x {args.size}, global batch {args.batch}, median of {args.steps} steps\n")
-    print("| run | images a step | s a step | images/s | 2 ranks against it |\n|---|--:|--:|--:|--:|")
+    print(
+        f"{args.model}, {args.size} x {args.size}, global batch {args.batch}, median of {args.steps} steps\n"
+    )
+    print(
+        "| run | images a step | s a step | images/s | 2 ranks against it |\n|---|--:|--:|--:|--:|"
+    )
     for name, (found, images) in runs.items():
         gain = args.batch / two["step"] / (images / found["step"])
-        print(f"| {name} | {images} | {found['step']:.3f} | {images / found['step']:.2f} | {gain:.2f} x |")
+        print(
+            f"| {name} | {images} | {found['step']:.3f} | {images / found['step']:.2f} | {gain:.2f} x |"
+        )
     alone, exposed = two["gradient"] + two["sums"], max(0.0, two["step"] - two["silent"])
     print(
         f"\na step sends {two['gradient_bytes'] / 1e6:.1f} MB of gradient ({1e3 * two['gradient']:.1f} ms by itself) "

@@ -54,12 +54,16 @@ class TransformersSegFormer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        config = SegformerConfig(num_labels=CLASSES, drop_path_rate=0.0, classifier_dropout_prob=0.0)
+        config = SegformerConfig(
+            num_labels=CLASSES, drop_path_rate=0.0, classifier_dropout_prob=0.0
+        )
         self.model = SegformerForSemanticSegmentation(config)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised image N x 3 x H x W -> logits N x K x H x W."""
-        return F.interpolate(self.model(image).logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            self.model(image).logits, size=image.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 class EncoderAlone(nn.Module):
@@ -68,18 +72,26 @@ class EncoderAlone(nn.Module):
     def __init__(self):
         super().__init__()
         self.normalise, self.encoder = Normalise(), MixTransformer()
-        self.classify = nn.Conv2d(self.encoder.channels[0], CLASSES, 1).to(memory_format=torch.channels_last)
+        self.classify = nn.Conv2d(self.encoder.channels[0], CLASSES, 1).to(
+            memory_format=torch.channels_last
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W -> N x K x H x W."""
         first, *others = self.encoder(self.normalise(image))
-        logits = self.classify(first) + sum(other.mean() for other in others)  # so that every stage has a gradient
+        logits = self.classify(first) + sum(
+            other.mean() for other in others
+        )  # so that every stage has a gradient
         return F.interpolate(logits.contiguous(), size=image.shape[-2:], mode="bilinear")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows whose name holds one of these")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", default=[""], help="rows whose name holds one of these"
+    )
     only = parser.parse_args().only
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -87,9 +99,15 @@ def main() -> None:
     keep_freed_memory()  # for both sides, or the time of a step hangs on what ran before it
     products = matrix_product_rates()
     peak = max(products)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"float32 product of 2048 x 2048: torch.mm {products[0]:.0f}, 1x1 convolution {products[1]:.0f} GFLOP/s\n")
-    print(f"{'work':38}{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'bar':>6}{'peer GF':>9}{'ours GF':>9}{'of peak':>9}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    print(
+        f"float32 product of 2048 x 2048: torch.mm {products[0]:.0f}, 1x1 convolution {products[1]:.0f} GFLOP/s\n"
+    )
+    print(
+        f"{'work':38}{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'bar':>6}{'peer GF':>9}{'ours GF':>9}{'of peak':>9}"
+    )
     for name, bar, make in rows():
         if any(word in name for word in only):
             peer, ours = make()
@@ -103,7 +121,10 @@ def main() -> None:
             )
     if any(word in "loss memory" for word in only):
         peer, ours = (extra_memory(step) for step in losses())
-        print(f"\nTversky loss, extra peak memory: peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB", end="")
+        print(
+            f"\nTversky loss, extra peak memory: peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB",
+            end="",
+        )
         print(f", {ours / peer:.2f} of it (bar: 0.50)")
     for train in (True, False):
         if any(word in "profile" for word in only):
@@ -155,7 +176,9 @@ def segformers(decoder: str, size: int, train: bool) -> tuple[Callable, Callable
 def unets(size: int, train: bool) -> tuple[Callable, Callable]:
     image, target = torch.rand(BATCH, 3, size, size), torch.randint(CLASSES, (BATCH, size, size))
     peer = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES)
-    return Step(peer, Normalise()(image).contiguous(), target, train), Step(ResNet18UNet(CLASSES), image, target, train)
+    return Step(peer, Normalise()(image).contiguous(), target, train), Step(
+        ResNet18UNet(CLASSES), image, target, train
+    )
 
 
 class Step:
@@ -179,7 +202,9 @@ class Step:
 def losses() -> tuple[Callable, Callable]:
     N, K, H, W = LABELS
     logits, target = torch.randn(N, K, H, W, requires_grad=True), torch.randint(K, (N, H, W))
-    peer = smp.losses.TverskyLoss("multiclass", alpha=0.3, beta=0.7, ignore_index=255, smooth=0.0, eps=1e-7)
+    peer = smp.losses.TverskyLoss(
+        "multiclass", alpha=0.3, beta=0.7, ignore_index=255, smooth=0.0, eps=1e-7
+    )
     ours = TverskyLoss(alpha=0.3, beta=0.7)
 
     def gradient(criterion: nn.Module) -> Callable[[], Tensor]:
@@ -250,14 +275,18 @@ def print_profile(train: bool, steps: int = 7) -> None:
             ours()
     spent = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():
-        kind = next(kind for kind, names in KINDS.items() if any(name in event.key for name in names))
+        kind = next(
+            kind for kind, names in KINDS.items() if any(name in event.key for name in names)
+        )
         spent[kind] += event.self_cpu_time_total / 1e3 / steps
     work = "train" if train else "infer"
     print(
         f"\nSegFormer-B0 mlp, {work}, {BATCH}x256x256: peer {peer_ms:.0f} ms, ours {ours_ms:.0f} ms; of ours, profiled:"
     )
     for kind, ms in spent.items():
-        print(f"{kind:28}{ms:7.1f} ms{ms / sum(spent.values()):6.0%}{ms / peer_ms:8.1%} of the peer's whole step")
+        print(
+            f"{kind:28}{ms:7.1f} ms{ms / sum(spent.values()):6.0%}{ms / peer_ms:8.1%} of the peer's whole step"
+        )
 
 
 def matrix_product_rates(side: int = 2048) -> tuple[float, float]:

@@ -26,17 +26,28 @@ class Shape(NamedTuple):
 
 
 def disc(centre: np.ndarray, radius: float) -> Shape:
-    return Shape(lambda x, y: np.hypot(x - float(centre[0]), y - float(centre[1])) - radius, centre[None], radius)
+    return Shape(
+        lambda x, y: np.hypot(x - float(centre[0]), y - float(centre[1])) - radius,
+        centre[None],
+        radius,
+    )
 
 
-def blob(centre: np.ndarray, radius: float, rng: np.random.Generator, roughness: float = 0.08) -> Shape:
+def blob(
+    centre: np.ndarray, radius: float, rng: np.random.Generator, roughness: float = 0.08
+) -> Shape:
     """A disc with random waves along its rim."""
-    waves = [(k, float(rng.normal(0, roughness / k**0.5)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 5)]
+    waves = [
+        (k, float(rng.normal(0, roughness / k**0.5)), float(rng.uniform(0, 2 * np.pi)))
+        for k in (2, 3, 5)
+    ]
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         dx, dy = x - float(centre[0]), y - float(centre[1])
         angle = np.arctan2(dy, dx)
-        return np.hypot(dx, dy) - radius * (1 + sum(size * np.cos(k * angle + phase) for k, size, phase in waves))
+        return np.hypot(dx, dy) - radius * (
+            1 + sum(size * np.cos(k * angle + phase) for k, size, phase in waves)
+        )
 
     return Shape(distance, centre[None], radius * (1 + sum(abs(size) for _, size, _ in waves)))
 
@@ -92,20 +103,32 @@ def turn(angle: float) -> np.ndarray:
 
 def rectangle(centre: np.ndarray, length: float, width: float, angle: float = 0.0) -> np.ndarray:
     """Its four corners, counter-clockwise from the lower left."""
-    return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 * (length, width) @ turn(angle) + centre
+    return (
+        np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 * (length, width) @ turn(angle) + centre
+    )
 
 
-def oval(centre: np.ndarray, length: float, width: float, angle: float = 0.0, power: float = 2.0) -> np.ndarray:
+def oval(
+    centre: np.ndarray, length: float, width: float, angle: float = 0.0, power: float = 2.0
+) -> np.ndarray:
     """Sixteen points of a superellipse: power 2 is an ellipse, 6 a rounded rectangle."""
     around = (np.arange(16) + 0.5) * np.pi / 8
     points = np.stack([np.cos(around), np.sin(around)], axis=1)
-    return np.sign(points) * np.abs(points) ** (2 / power) / 2 * (length, width) @ turn(angle) + centre
+    return (
+        np.sign(points) * np.abs(points) ** (2 / power) / 2 * (length, width) @ turn(angle) + centre
+    )
 
 
 def patch(quad: np.ndarray, left: float, right: float, low: float, high: float) -> np.ndarray:
     """A part of a quadrilateral (two corners below, then the two above), in shares of its sides."""
     (a, b), (d, c) = quad[:2], quad[:1:-1]
-    return np.stack([(a + t * (b - a)) * (1 - u) + (d + t * (c - d)) * u for t in (left, right) for u in (low, high)])
+    return np.stack(
+        [
+            (a + t * (b - a)) * (1 - u) + (d + t * (c - d)) * u
+            for t in (left, right)
+            for u in (low, high)
+        ]
+    )
 
 
 def rgb(*display: float) -> np.ndarray:
@@ -128,7 +151,9 @@ class View:
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
         azimuth, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.3)
-        self.sun = reach * np.array([np.cos(azimuth), np.sin(azimuth)])  # metres of shadow for a metre of height
+        self.sun = reach * np.array(
+            [np.cos(azimuth), np.sin(azimuth)]
+        )  # metres of shadow for a metre of height
         self.yaw = turn(rng.uniform(0, 2 * np.pi))
         (c, s), _ = self.yaw.tolist()
         v, u = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
@@ -150,18 +175,32 @@ class View:
 
     def grain(self, colour: np.ndarray, *weights: float) -> Pattern:
         """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths."""
-        layers = [(weight, noise) for weight, noise in zip(weights, self.noise, strict=False) if weight]
-        return lambda window: np.asarray(1 + sum(w * noise[window] for w, noise in layers))[..., None] * colour
+        layers = [
+            (weight, noise) for weight, noise in zip(weights, self.noise, strict=False) if weight
+        ]
+        return lambda window: (
+            np.asarray(1 + sum(w * noise[window] for w, noise in layers))[..., None] * colour
+        )
 
-    def jointed(self, texture: Pattern, angle: float, *pitches: float, joint: float = 0.12) -> Pattern:
+    def jointed(
+        self, texture: Pattern, angle: float, *pitches: float, joint: float = 0.12
+    ) -> Pattern:
         """The texture with dark joints every so many metres along the angle, then across; too fine ones fade."""
 
         def lines(window: Window) -> np.ndarray:
             colour = texture(window)
             for k, pitch in enumerate(pitches):
-                c, s = math.cos(angle + k * np.pi / 2) / pitch, math.sin(angle + k * np.pi / 2) / pitch
+                c, s = (
+                    math.cos(angle + k * np.pi / 2) / pitch,
+                    math.sin(angle + k * np.pi / 2) / pitch,
+                )
                 depth = 0.35 * min(1.0, max(0.0, pitch / self.pixel / 2 - 0.5))
-                colour = colour * (1 - depth * ((c * self.x[window] + s * self.y[window]) % 1 < joint))[..., None]
+                colour = (
+                    colour
+                    * (1 - depth * ((c * self.x[window] + s * self.y[window]) % 1 < joint))[
+                        ..., None
+                    ]
+                )
             return colour
 
         return lines
@@ -182,8 +221,14 @@ class View:
         """The rows and columns of the picture that the shape can touch."""
         points = shape.points @ self.yaw.T / self.pixel + np.array(self.mask.shape[::-1]) / 2
         reach = (shape.margin + margin) / self.pixel + 1
-        (left, top), (right, bottom) = (points.min(axis=0) - reach).tolist(), (points.max(axis=0) + reach).tolist()
-        rows, columns = (slice(max(0, int(low)), max(0, int(high) + 1)) for low, high in ((top, bottom), (left, right)))
+        (left, top), (right, bottom) = (
+            (points.min(axis=0) - reach).tolist(),
+            (points.max(axis=0) + reach).tolist(),
+        )
+        rows, columns = (
+            slice(max(0, int(low)), max(0, int(high) + 1))
+            for low, high in ((top, bottom), (left, right))
+        )
         return rows, columns
 
     def paint(self, shape: Shape, label: int, texture: Texture, light: float = 1.0) -> None:
@@ -205,7 +250,15 @@ class View:
         cover = np.float32(depth) * np.clip(0.5 - distance / (self.pixel + softness), 0, 1)
         self.light[window] = np.minimum(self.light[window], 1 - cover)
 
-    def box(self, base: np.ndarray, top: float, label: int, texture: Texture, side: Texture, foot: float = 0.0) -> None:
+    def box(
+        self,
+        base: np.ndarray,
+        top: float,
+        label: int,
+        texture: Texture,
+        side: Texture,
+        foot: float = 0.0,
+    ) -> None:
         """A convex base raised from foot to top: its shadow, the sides that perspective shows, its top."""
         self.shade(polygon(base + self.sun * foot, base + self.sun * top))
         self.paint(polygon(self.lift(base, foot), self.lift(base, top)), label, side, 0.45)
