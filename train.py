@@ -73,11 +73,17 @@ def main() -> None:
         if not any(data.pixel_counts[split]):
             raise BadInput(f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them")
     samples = TrainingSamples(
-        data, "train", crop=args.crop, augment=args.augment, seed=args.seed, recipe=args.recipe, sizes=args.sizes
+        data,
+        "train",
+        crop=args.crop,
+        augment=args.augment,
+        seed=args.seed,
+        augmentation=args.recipe,
+        scale_range=args.sizes or (1.0, 1.0),
     )
     share, shares = batch_share(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=share, world=shares)
-    height, width = samples[0, 0]["image"].shape[1:]
+    height, width = samples[0, 0, 1]["image"].shape[1:]
     if args.batch_size == 1 and max(height, width) <= 32:
         sentence = "leaves BatchNorm a single value to take statistics of: use --batch-size 2 or more"
         raise BadInput(f"--batch-size 1 of {height} x {width} pixels {sentence}")
@@ -130,7 +136,7 @@ def main() -> None:
     written = True
     try:
         while not finished(state, args):
-            order.set_epoch(state["epoch"], start=state["step"], shrink=shrink_at)
+            order.set_epoch(state["epoch"], start=state["step"], divisor_at=shrink_at)
             waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
             whole = whole_model(parallel, config)

@@ -5,8 +5,7 @@ import math
 import os
 from typing import Any
 
-from .data.datasets import parse_label_map
-from .data.transforms import SIZES
+from .data.labels import parse_label_map
 from .errors import BadInput
 from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
@@ -17,7 +16,7 @@ SCENES_DEFAULTS = {"encoder_weights": "none", "epochs": 24, "batch_size": 8, "au
 # What differs for --recipe fast: it ends with the minutes or the epochs, whichever come first, and its epochs are long,
 # as early samples are small and validation is not. Convolutions learn from smaller batches and larger steps.
 FAST_DEFAULTS: dict[str, Any] = {"epochs": 1000, "batch_size": 16, "lr": 2e-3, "augment": 3000}
-FAST_DEFAULTS |= {"coarse": [0.4, 0.8], "sizes": list(SIZES)}
+FAST_DEFAULTS |= {"coarse": [0.4, 0.8], "sizes": [0.76, 1.32]}
 FAST_UNET = {"batch_size": 8, "lr": 4e-3}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from .checkpoint import load_checkpoint
-from .data.cache import Unreadable, read_image
+from .data.images import Unreadable, read_image
 from .data.layouts import SUFFIXES
 from .distributed import gather, rank, world_size
 from .errors import BadInput
