@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from .checkpoint import load_checkpoint
-from .data.images import Unreadable, read_image
+from .data.images import read_image
 from .data.layouts import SUFFIXES
+from .data.problems import Unreadable
 from .distributed import gather, rank, world_size
 from .errors import BadInput
 from .evaluation.inference import Flips

@@ -1,6 +1,7 @@
 """One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
 
 from dataclasses import astuple, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from segmentation.data.transforms import (
 )
 
 SCALES = (0.76, 1.32)  # of the fast recipe
+draw_fast_scales = partial(draw_fast, scale_range=SCALES)
 
 
 def random_pair(height, width, seed=0):
@@ -191,9 +193,9 @@ def test_fast_draws_cover_their_ranges():
         assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
-@pytest.mark.parametrize("draw, numbers", [(draw_window, 3), (draw_deck, 6), (draw_fast, 7)])
+@pytest.mark.parametrize("draw, numbers", [(draw_window, 2), (draw_deck, 5), (draw_fast_scales, 7)])
 def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
-    drawn = [astuple(draw(np.random.default_rng([0, 0, index]), SCALES)) for index in range(2000)]
+    drawn = [astuple(draw(np.random.default_rng([0, 0, index]))) for index in range(2000)]
     table = np.array([np.hstack(row) for row in drawn]).T  # a row for each number, and one for each axis of position
     table = table[np.ptp(table, axis=1) > 0]
     assert len(table) == numbers
@@ -203,11 +205,11 @@ def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
     assert (positions < 1).all() and (positions.max(0) > 0.99).all()
 
 
-@pytest.mark.parametrize("draw", [draw_deck, draw_fast])
+@pytest.mark.parametrize("draw", [draw_deck, draw_fast_scales])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
     image, mask = random_pair(61, 91)  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
     for seed in range(100):
-        drawn = replace(draw(np.random.default_rng(seed), SCALES), saturation=1.0, contrast=1.0, brightness=1.0)
+        drawn = replace(draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0)
         view, labels = transform_pair(image, mask, drawn)
         # A crop of h has H - h + 1 places.
         top, left = (

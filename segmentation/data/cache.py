@@ -20,15 +20,11 @@ from ..errors import BadInput
 VERSION = 1  # part of every key: raise it when decoding changes
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "segmentation"
-
-
 def entry_of(*parts: object) -> Path:
     """The folder of the entry with this key."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = repr((VERSION, *parts)).encode()
-    return cache_folder() / hashlib.blake2b(key, digest_size=16).hexdigest()
+    return Path(base) / "segmentation" / hashlib.blake2b(key, digest_size=16).hexdigest()
 
 
 def load_record(entry: Path) -> dict[str, Any] | None:
@@ -49,7 +45,11 @@ def load_array(entry: Path) -> np.ndarray:
     return np.load(entry / "array.npy", mmap_mode="r")
 
 
-def store(entry: Path, array: np.ndarray, **facts: Any) -> dict[str, Any]:
+def store(
+    entry: Path,
+    array: np.ndarray,
+    **facts: Any,
+) -> dict[str, Any]:
     """Write an array with facts about it.
 
     Returns its record: the facts, the array's shape and the bytes of its file.
@@ -58,12 +58,11 @@ def store(entry: Path, array: np.ndarray, **facts: Any) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="new-", dir=folder, ignore_cleanup_errors=True) as name:
-            temporary = Path(name)
-            np.save(temporary / "array.npy", array)
-            size = (temporary / "array.npy").stat().st_size
-            record = {**facts, "shape": array.shape, "bytes": size}
-            (temporary / "record.json").write_text(json.dumps(record))
-            _publish(temporary, entry)
+            file = Path(name, "array.npy")
+            np.save(file, array)
+            record = {**facts, "shape": array.shape, "bytes": file.stat().st_size}
+            Path(name, "record.json").write_text(json.dumps(record))
+            _publish(Path(name), entry)
     except OSError as error:
         reason = error.strerror or "the disk is full"  # numpy gives no reason for a short write
         raise BadInput(

@@ -6,20 +6,17 @@ the label is the index of a class. 255 is no label: such a pixel is ignored.
 
 import colorsys
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput
-from .labels import IGNORED
-
-Colour = list[int]  # red, green, blue, 0..255 each
+from .labels import IGNORED, ClassTable, Colour, red_green_blue
 
 DRONE_COLOURS = {
-    "obstacles": [155, 38, 182],
-    "water": [14, 135, 204],
-    "nature": [124, 252, 0],
-    "moving": [255, 20, 147],
-    "landable": [169, 169, 169],
+    "obstacles": 0x9B26B6,
+    "water": 0x0E87CC,
+    "nature": 0x7CFC00,
+    "moving": 0xFF1493,
+    "landable": 0xA9A9A9,
 }
 # The TU Graz ids 0..23 of drone originals and of the built-in scenes, in groups.
 FIVE_GROUPS = {
@@ -35,26 +32,25 @@ TWO_GROUPS = {
     "landable": LANDABLE,
 }
 CAMVID_COLOURS = {
-    "sky": [128, 128, 128],
-    "building": [128, 0, 0],
-    "pole": [192, 192, 128],
-    "road": [128, 64, 128],
-    "pavement": [60, 40, 222],
-    "tree": [128, 128, 0],
-    "sign": [192, 128, 128],
-    "fence": [64, 64, 128],
-    "car": [64, 0, 128],
-    "pedestrian": [64, 64, 0],
-    "bicyclist": [0, 128, 192],
+    "sky": 0x808080,
+    "building": 0x800000,
+    "pole": 0xC0C080,
+    "road": 0x804080,
+    "pavement": 0x3C28DE,
+    "tree": 0x808000,
+    "sign": 0xC08080,
+    "fence": 0x404080,
+    "car": 0x400080,
+    "pedestrian": 0x404000,
+    "bicyclist": 0x0080C0,
 }
 
 
-@dataclass(frozen=True)
-class ClassTable:
-    names: list[str]
-    palette: list[Colour]
-    labels: dict[int, int]  # stored value -> label
-    colours: dict[int, int] | None = None  # 0xRRGGBB of a colour mask -> stored value
+CAMVID = ClassTable(
+    list(CAMVID_COLOURS),
+    [red_green_blue(code) for code in CAMVID_COLOURS.values()],
+    {index: index for index in range(11)} | {11: IGNORED},  # 11 is void
+)
 
 
 def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
@@ -63,17 +59,9 @@ def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
     grouped: masks store the labels themselves, not the TU Graz ids.
     """
     groups = TWO_GROUPS if task == "binary" else FIVE_GROUPS
-    labels = {}
-    for label, ids in enumerate(groups.values()):
-        for stored in [label] if grouped else ids:
-            labels[stored] = label
-    return ClassTable(list(groups), [DRONE_COLOURS[name] for name in groups], labels)
-
-
-def camvid_classes() -> ClassTable:
-    """Eleven classes; 11 is void."""
-    labels = {index: index for index in range(11)} | {11: IGNORED}
-    return ClassTable(list(CAMVID_COLOURS), list(CAMVID_COLOURS.values()), labels)
+    labels = {stored: label for label, ids in enumerate(groups.values()) for stored in ids}
+    palette = [red_green_blue(DRONE_COLOURS[name]) for name in groups]
+    return ClassTable(list(groups), palette, None if grouped else labels)
 
 
 def numbered_classes(count: int) -> ClassTable:
@@ -82,8 +70,7 @@ def numbered_classes(count: int) -> ClassTable:
     for index in range(count):
         colour = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.95)
         palette.append([round(255 * part) for part in colour])
-    names = [str(index) for index in range(count)]
-    return ClassTable(names, palette, {index: index for index in range(count)})
+    return ClassTable([str(index) for index in range(count)], palette)
 
 
 def read_classes(path: Path) -> ClassTable:
@@ -96,8 +83,7 @@ def read_classes(path: Path) -> ClassTable:
     colours: dict[int, int] = {}
     for row in _read_rows(path):
         index, name, colour = _parse_row(path, row)
-        red, green, blue = colour
-        code = red << 16 | green << 8 | blue
+        code = int.from_bytes(colour, "big")
         if index in names or code in colours or name in names.values():
             raise BadInput(
                 f"{path}: {','.join(row)!r} repeats an index, a name or a colour; "
@@ -110,12 +96,10 @@ def read_classes(path: Path) -> ClassTable:
             f"{path}: the indices must be 0, 1, ..., K-1 with K at least 2 "
             "(and 255 for ignored pixels)"
         )
-    indices = range(count)
     return ClassTable(
-        [names[index] for index in indices],
-        [palette[index] for index in indices],
-        {index: index for index in indices},
-        colours,
+        [names[index] for index in range(count)],
+        [palette[index] for index in range(count)],
+        colours=colours,
     )
 
 

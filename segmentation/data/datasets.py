@@ -11,34 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from PIL import Image
 
 from ..errors import BadInput
 from . import scenes
-from .cache import entry_of, load_array, load_record, store
+from .cache import entry_of, load_array
 from .classes import drone_classes, numbered_classes
-from .images import Unreadable, histogram, read_image, read_mask
-from .labels import IGNORED, check_labels, label_table, undeclared_values
-from .layouts import SPLITS, Layout, Splits, find_layout
+from .labels import IGNORED, check_labels, label_table
+from .layouts import SPLITS, Layout, Splits, find_layout, split_names
+from .pairs import Pair, Size, read_pair, render_pair
 from .problems import Problem, listing
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
 SCENE_SIZE = (256, 256)
-
-Size = tuple[int, int]
-Record = dict[str, Any]
-
-
-class Pair(NamedTuple):
-    """The cache entries of an image and its mask, and what their records say."""
-
-    image: Path
-    mask: Path
-    digest: str  # of the image file
-    counts: list[int]  # pixels of each label 0..255
 
 
 @dataclass(frozen=True)
@@ -57,14 +46,14 @@ class SegmentationDataset:
     classes: list[str]
     palette: list[list[int]]
     splits: Splits
-    skipped: list[str]  # sentences on what was left out
     pairs: dict[str, Pair] = field(repr=False)
+    skipped: list[str] = field(default_factory=list)  # sentences on what was left out
 
-    def image(self, name: str) -> np.ndarray:
+    def image(self, name: str) -> ndarray:
         """uint8 H x W x 3, mapped from the cache, read-only; of `image_size` if that is set."""
         return load_array(self.pairs[name].image)
 
-    def mask(self, name: str) -> np.ndarray:
+    def mask(self, name: str) -> ndarray:
         """uint8 h x w, labels 0..K-1 and 255, mapped from the cache, read-only.
 
         Always of the file's own size.
@@ -124,9 +113,11 @@ def open_dataset(
     if task not in ("multiclass", "binary"):
         raise BadInput(f"--task {task}: unknown; it is multiclass or binary")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
-        given = " ".join(map(str, image_size))
-        raise BadInput(f"--image-size {given}: give height and width, at least 32 each")
-    size = (int(image_size[0]), int(image_size[1])) if image_size is not None else None
+        raise BadInput(
+            f"--image-size {' '.join(map(str, image_size))}: "
+            "give height and width, at least 32 each"
+        )
+    size = (image_size[0], image_size[1]) if image_size else None
     label_map = dict(label_map or {})
     if splits is not None:
         splits = {split: list(splits.get(split, [])) for split in SPLITS}
@@ -153,39 +144,22 @@ def _open_scenes(
             f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?"
         )
     classes = drone_classes(task)
-    table = label_table(classes.labels, label_map)
+    table = label_table(classes, label_map)
     sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
     version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer
+    pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
     return SegmentationDataset(
-        layout="scenes",
-        root="scenes",
-        task=task,
-        seed=seed,
-        label_map=label_map,
-        image_size=size,
-        classes=classes.names,
-        palette=classes.palette,
-        splits=splits,
-        skipped=[],
-        pairs=_in_threads(lambda name: _render_pair(version, seed, name, size, table), splits),
+        "scenes",
+        "scenes",
+        task,
+        seed,
+        label_map,
+        size,
+        classes.names,
+        classes.palette,
+        splits,
+        pairs,
     )
-
-
-def _render_pair(version: str, seed: int, name: str, size: Size, table: np.ndarray) -> Pair:
-    """The cache entries of a scene, made now where missing."""
-    image_entry = entry_of(version, seed, name, size, "image")
-    ids_entry = entry_of(version, seed, name, size, "ids")
-    mask_entry = entry_of(ids_entry, table.tobytes())
-    if load_record(image_entry) is None or load_record(ids_entry) is None:
-        split, index = name.split("/")
-        image, ids = scenes.render(seed, split, int(index), size)
-        store(image_entry, image)
-        store(ids_entry, ids)
-    record = load_record(mask_entry)
-    if record is None:
-        mask = table.astype(np.uint8)[load_array(ids_entry)]
-        record = store(mask_entry, mask, counts=histogram(mask))
-    return Pair(image_entry, mask_entry, "", record["counts"])
 
 
 def _open_folder(
@@ -205,11 +179,12 @@ def _open_folder(
         ) from None
     splits = _choose_splits(root, layout, seed, stored)
     declared = layout.classes
-    table = label_table(declared.labels if declared else None, label_map)
+    table = label_table(declared, label_map)
     colours = declared.colours if declared else None
-    reader = _PairReader(root, layout.pairs, table, colours, size)
-    reads = _in_threads(reader.read, splits)
-
+    reads = _in_threads(
+        lambda name: read_pair(root, name, layout.pairs[name], table, colours, size),
+        splits,
+    )
     bad = {name: result for name, result in reads.items() if isinstance(result, list)}
     good = {name: result for name, result in reads.items() if isinstance(result, Pair)}
     bad |= _duplicates(splits, good)
@@ -224,30 +199,37 @@ def _open_folder(
         first = Problem(f"{layout.masks}/: {nonsense}")
         raise BadInput(listing(f"{root}: labels that cannot be used", [first, *problems]))
     if problems and not skip_bad:
-        title = f"{root}: {len(problems)} problems (--skip-bad leaves these out)"
-        raise BadInput(listing(title, problems))
+        raise BadInput(
+            listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
+        )
     splits = {split: [name for name in splits[split] if name in good] for split in SPLITS}
     if stored is None and not (splits["train"] and splits["val"]):
-        title = f"{root}: nothing is left in train or val without the bad pairs"
-        raise BadInput(listing(title, problems))
+        raise BadInput(
+            listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
+        )
     highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
     classes = declared or numbered_classes(int(highest) + 1)
     return SegmentationDataset(
-        layout=layout.name,
-        root=str(root),
-        task=task,
-        seed=seed,
-        label_map=label_map,
-        image_size=size,
-        classes=classes.names,
-        palette=classes.palette,
-        splits=splits,
+        layout.name,
+        str(root),
+        task,
+        seed,
+        label_map,
+        size,
+        classes.names,
+        classes.palette,
+        splits,
+        good,
         skipped=[problem.sentence for problem in problems],
-        pairs=good,
     )
 
 
-def _choose_splits(root: Path, layout: Layout, seed: int, stored: Splits | None) -> Splits:
+def _choose_splits(
+    root: Path,
+    layout: Layout,
+    seed: int,
+    stored: Splits | None,
+) -> Splits:
     """The stored splits, else those of the folder, else new ones."""
     if stored is not None:
         gone = [
@@ -257,138 +239,27 @@ def _choose_splits(root: Path, layout: Layout, seed: int, stored: Splits | None)
             if name not in layout.pairs
         ]
         if gone:
-            title = f"{root}: {len(gone)} images of the stored splits have no pair there"
-            raise BadInput(listing(title, gone))
+            raise BadInput(
+                listing(f"{root}: {len(gone)} images of the stored splits have no pair there", gone)
+            )
         return stored
     if len(layout.pairs) < 2:
         alone = Problem("a single pair cannot be split into train and val: add images")
-        title = f"{root}: {len(layout.pairs)} images with a mask"
-        raise BadInput(listing(title, layout.problems or [alone]))
+        raise BadInput(
+            listing(f"{root}: {len(layout.pairs)} images with a mask", layout.problems or [alone])
+        )
     return layout.splits or split_names(list(layout.pairs), seed)
-
-
-def split_names(names: list[str], seed: int) -> Splits:
-    """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
-    ordered = sorted(names)
-    rest = len(ordered) - len(ordered) // 8
-    order = np.random.default_rng(seed).permutation(rest)
-    shuffled = [ordered[i] for i in order]
-    train = rest * 4 // 5
-    return {
-        "train": sorted(shuffled[:train]),
-        "val": sorted(shuffled[train:]),
-        "test": ordered[rest:],
-    }
-
-
-@dataclass(frozen=True)
-class _PairReader:
-    """Reads the pairs of a folder: from the cache, or from their files into it."""
-
-    root: Path
-    pairs: dict[str, tuple[Path, Path]]  # name -> image file, mask file
-    table: np.ndarray  # stored value -> label
-    colours: dict[int, int] | None  # 0xRRGGBB of a colour mask -> stored value
-    size: Size | None  # (H, W) that images are resized to
-
-    def read(self, name: str) -> Pair | list[Problem]:
-        """The cache entries of a pair; or all that is wrong with it."""
-        image_path, mask_path = self.pairs[name]
-        mask_name = self._name(mask_path)
-        try:
-            image_key, mask_key = _file_key(image_path), _file_key(mask_path)
-        except OSError as error:
-            sentence = f"cannot be opened ({error.strerror}); mend or remove it"
-            return [Problem(f"{name} or {mask_name}: {sentence}")]
-        # An image entry says that the image was checked against this very mask file.
-        image_entry = entry_of([image_key, mask_key], self.size)
-        mask_entry = entry_of(mask_key, self.table.tobytes(), self.colours)
-        problems: list[Problem] = []
-        mask, mask_size = self._read_mask(mask_entry, mask_path, problems)
-        image = load_record(image_entry)
-        if image is None:
-            image = self._read_image(image_entry, image_path, mask_name, mask_size, problems)
-        if image is None or mask is None:
-            return problems
-        return Pair(image_entry, mask_entry, image["digest"], mask["counts"])
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
-
-    def _read_mask(
-        self,
-        entry: Path,
-        path: Path,
-        problems: list[Problem],
-    ) -> tuple[Record | None, Size | None]:
-        """The record of a mask and, where it can be read at all, its (width, height).
-
-        Adds a problem where there is no record.
-        """
-        record = load_record(entry)
-        if record is not None:
-            height, width = record["shape"]
-            return record, (width, height)
-        try:
-            stored = read_mask(path, self.colours)
-        except Unreadable as reason:
-            problems.append(Problem(f"{self._name(path)}: {reason}"))
-            return None, None
-        height, width = stored.shape
-        problem = undeclared_values(self._name(path), histogram(stored), self.table)
-        if problem:
-            problems.append(problem)
-        else:
-            labels = self.table.astype(np.uint8)[stored]
-            record = store(entry, labels, counts=histogram(labels))
-        return record, (width, height)
-
-    def _read_image(
-        self,
-        entry: Path,
-        path: Path,
-        mask_name: str,
-        mask_size: Size | None,
-        problems: list[Problem],
-    ) -> Record | None:
-        """The record of an image, if neither the image nor its mask has a problem."""
-        name = self._name(path)
-        try:
-            image, digest = read_image(path, mask_size)
-        except Unreadable as reason:
-            problems.append(Problem(f"{name}: {reason}"))
-            return None
-        if mask_size not in (image.size, None):
-            (width, height), (columns, rows) = image.size, mask_size
-            swapped = (width, height) == (rows, columns)
-            advice = "export the mask again"
-            if swapped:
-                advice = "width and height are swapped, turn one of the two"
-            sizes = f"{width} x {height} pixels, its mask {mask_name} {columns} x {rows}"
-            problems.append(Problem(f"{name}: {sizes}: {advice}"))
-        if problems:
-            return None
-        if self.size:
-            # Pillow widens its filter with the scale, so this does not alias.
-            image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return store(entry, np.asarray(image), digest=digest)
-
-
-def _file_key(path: Path) -> tuple[str, int, int]:
-    """A file's path, size and time of change: another key, another content."""
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 def _in_threads(read: Callable[[str], Any], splits: Splits) -> dict[str, Any]:
     """name -> read(name)"""
-    names = [name for split in SPLITS for name in splits[split]]
+    names = [name for names in splits.values() for name in names]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
-def _count_labels(pairs: Iterable[Pair]) -> np.ndarray:
+def _count_labels(pairs: Iterable[Pair]) -> ndarray:
     """Pixels of each label 0..255 in all masks, int64."""
     counts = np.zeros(256, np.int64)
     for pair in pairs:

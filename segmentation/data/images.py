@@ -5,21 +5,19 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy import ndarray
 from PIL import Image, ImageOps
+
+from .problems import Unreadable
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow by itself refuses to open a file (it warns at half of that)
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255
-EXIF_ORIENTATION, TIFF_BANDS = 274, 277  # numbers of tags
-
-Size = tuple[int, int]
-
-
-class Unreadable(Exception):
-    """One sentence on why a file cannot be used, without the file's name."""
+EXIF_ORIENTATION = 274  # the number of a tag, as the next
+TIFF_BANDS = 277
 
 
-def read_image(path: Path, mask_size: Size | None) -> tuple[Image.Image, str]:
+def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Image, str]:
     """An image file -> (8-bit RGB image, digest of the file).
 
     An EXIF orientation is followed only where the mask's size says that the mask is turned too.
@@ -48,7 +46,7 @@ def read_image(path: Path, mask_size: Size | None) -> tuple[Image.Image, str]:
     return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_mask(path: Path, colours: dict[int, int] | None) -> np.ndarray:
+def read_mask(path: Path, colours: dict[int, int] | None) -> ndarray:
     """A mask file -> stored values, uint8 H x W.
 
     Grey and palette masks store the values themselves, colour masks the colours of classes.csv.
@@ -75,13 +73,19 @@ def read_mask(path: Path, colours: dict[int, int] | None) -> np.ndarray:
     stored = np.asarray(image) // GREY_STEPS.get(raw_mode, 1)
     if stored.ndim == 3:
         stored = stored[..., 0]
-    stored = _as_bytes(stored)
+    if stored.dtype != np.uint8:
+        bad = stored[(stored < 0) | (stored > 255)]
+        if bad.size:
+            raise Unreadable(
+                f"stores the label {bad[0]} ({bad.size} pixels beyond 0..255); save labels 0..254"
+            )
+        stored = stored.astype(np.uint8)
     if image.mode == "P" and colours:
         _check_palette(image, stored, colours)
     return stored
 
 
-def histogram(values: np.ndarray) -> list[int]:
+def histogram(values: ndarray) -> list[int]:
     """Pixels of each value 0..255 of a uint8 array H x W, without a wider copy of it."""
     return Image.fromarray(np.ascontiguousarray(values)).histogram()
 
@@ -124,19 +128,7 @@ def _raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _as_bytes(stored: np.ndarray) -> np.ndarray:
-    """The values as uint8; refused if one does not fit."""
-    if stored.dtype == np.uint8:
-        return stored
-    bad = stored[(stored < 0) | (stored > 255)]
-    if bad.size:
-        raise Unreadable(
-            f"stores the label {bad[0]} ({bad.size} pixels beyond 0..255); save labels 0..254"
-        )
-    return stored.astype(np.uint8)
-
-
-def _values_of_colours(pixels: np.ndarray, colours: dict[int, int] | None) -> np.ndarray:
+def _values_of_colours(pixels: ndarray, colours: dict[int, int] | None) -> ndarray:
     """uint8 H x W x 3 -> stored values, uint8 H x W."""
     if colours is None:
         raise Unreadable(
@@ -165,7 +157,11 @@ def _values_of_colours(pixels: np.ndarray, colours: dict[int, int] | None) -> np
     return stored
 
 
-def _check_palette(image: Image.Image, stored: np.ndarray, colours: dict[int, int]) -> None:
+def _check_palette(
+    image: Image.Image,
+    stored: ndarray,
+    colours: dict[int, int],
+) -> None:
     """Refuse a palette that gives the colours of classes.csv to other indices.
 
     Such a mask was re-quantised by an image editor: its indices are not the labels.
@@ -174,11 +170,10 @@ def _check_palette(image: Image.Image, stored: np.ndarray, colours: dict[int, in
     named = {}
     for index in np.unique(stored).tolist():
         if 3 * index + 2 < len(palette):
-            red, green, blue = palette[3 * index : 3 * index + 3]
-            named[index] = colours.get(red << 16 | green << 8 | blue)
-    if None in named.values():
-        return
-    if any(index != value for index, value in named.items()):
+            code = int.from_bytes(palette[3 * index : 3 * index + 3], "big")
+            named[index] = colours.get(code)
+    values = list(named.values())
+    if None not in values and values != list(named):
         raise Unreadable(
             "has the colours of classes.csv at other indices of its palette; "
             "save it as RGB, or reorder"

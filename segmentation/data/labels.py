@@ -3,13 +3,31 @@
 A stored value is what the mask file holds. A label is 0..K-1, the index of a class, or IGNORED.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..errors import BadInput
-from .problems import Problem
+from .problems import Antialiased, Unreadable
 
 IGNORED = 255
+Colour = list[int]  # red, green, blue, 0..255 each
 ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
+
+
+def red_green_blue(code: int) -> Colour:
+    """Of 0xRRGGBB, as all colours are written in this program."""
+    return list(code.to_bytes(3, "big"))
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, and what the stored values of its masks mean."""
+
+    names: list[str]
+    palette: list[Colour]
+    labels: dict[int, int] | None = None  # stored value -> label; None: masks store the labels
+    colours: dict[int, int] | None = None  # 0xRRGGBB of a colour mask -> stored value
 
 
 def parse_label_map(text: str) -> dict[int, int]:
@@ -41,45 +59,48 @@ def parse_label_map(text: str) -> dict[int, int]:
     return result
 
 
-def label_table(labels: dict[int, int] | None, label_map: dict[int, int]) -> np.ndarray:
-    """256 int16: stored value -> label, -1 undeclared.
+def label_table(classes: ClassTable | None, label_map: dict[int, int]) -> np.ndarray:
+    """256 int16: stored value -> label, -1 undeclared. The label map comes first.
 
-    labels: a class table's, applied after the label map; None declares every value as it is.
+    Without a class table every value is a label.
     """
     table = [label_map.get(value, value) for value in range(256)]
-    if labels is not None:
-        declared = labels | {IGNORED: IGNORED}
-        table = [declared.get(value, -1) for value in table]
+    if classes is not None:
+        labels = classes.labels or {label: label for label in range(len(classes.names))}
+        table = [IGNORED if value == IGNORED else labels.get(value, -1) for value in table]
     return np.array(table, np.int16)
 
 
-def undeclared_values(mask: str, counts: list[int], table: np.ndarray) -> Problem | None:
-    """The problem of a mask that stores values without a label.
+def check_declared(counts: list[int], table: np.ndarray) -> None:
+    """Unreadable if a mask stores values without a label.
 
-    mask: its name; counts: pixels of each stored value 0..255.
+    counts: pixels of each stored value 0..255; table: of `label_table`.
     """
     undeclared = [value for value in range(256) if counts[value] and table[value] < 0]
     if not undeclared:
-        return None
+        return
     if len(undeclared) > 8:
         pixels = sum(counts[value] for value in undeclared)
-        return Problem(
-            f"{mask}: holds {len(undeclared)} undeclared values {undeclared[0]}..{undeclared[-1]} "
-            f"({pixels} pixels, {100 * pixels / sum(counts):.2g} %): {ANTIALIASED}",
-            antialiased=True,
+        raise Antialiased(
+            f"holds {len(undeclared)} undeclared values {undeclared[0]}..{undeclared[-1]} "
+            f"({pixels} pixels, {100 * pixels / sum(counts):.2g} %): {ANTIALIASED}"
         )
     two_classes = set(table.tolist()) <= {-1, 0, 1, IGNORED}
-    new, meaning = IGNORED, "255 = ignored; or the number of their class"
+    new = IGNORED
+    meaning = "255 = ignored; or the number of their class"
     if two_classes and len(undeclared) == 1:
         new, meaning = 1, "or 255 to ignore it"
     values = ", ".join(f"{value} ({counts[value]} pixels)" for value in undeclared)
     advice = ",".join(f"{value}={new}" for value in undeclared)
-    return Problem(
-        f"{mask}: holds undeclared values {values}: say --label-map {advice} ({meaning})"
-    )
+    raise Unreadable(f"holds undeclared values {values}: say --label-map {advice} ({meaning})")
 
 
-def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
+def check_labels(
+    counts: np.ndarray,
+    task: str,
+    *,
+    declared: bool,
+) -> str:
     """ "", or one sentence on why the labels of all masks together make no sense.
 
     counts: pixels of each label 0..255; declared: the data set says what its classes are.
@@ -107,8 +128,7 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
             f"say --label-map {above}=1"
         )
     if 2 * len(present) < highest + 1:
-        moved = [(value, label) for label, value in enumerate(present) if value != label]
-        advice = ",".join(f"{value}={label}" for value, label in moved)
+        advice = ",".join(f"{old}={new}" for new, old in enumerate(present) if old != new)
         return (
             f"masks hold only {len(present)} of 0..{highest}: "
             f"say --label-map {advice}, or write classes.csv"

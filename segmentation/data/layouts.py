@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..errors import BadInput
-from .classes import ClassTable, camvid_classes, drone_classes, read_classes
+from .classes import CAMVID, ClassTable, drone_classes, read_classes
 from .problems import Problem
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".tga",
-        ".jp2",
-        ".avif",
-    ]
-)
+SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".tga",
+    ".jp2",
+    ".avif",
+}
 DEEPEST = 4  # folders below the root in which drone sets are looked for
 
 LOOKED_FOR = """
@@ -48,7 +48,6 @@ and images_semantic/*.png beside it
 and classes.csv: index,name,r,g,b"""
 
 Splits = dict[str, list[str]]  # split -> names
-Files = dict[str, list[Path]]  # stem -> files
 
 
 class Folders(NamedTuple):
@@ -59,12 +58,7 @@ class Folders(NamedTuple):
     split: str | None = None  # None: the data set gives no splits
 
 
-class Recognised(NamedTuple):
-    """A layout whose files are not listed yet."""
-
-    name: str
-    folders: list[Folders]
-    classes: ClassTable | None
+Recognised = tuple[str, list[Folders], ClassTable | None]  # a layout, its files not yet listed
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Layout:
     """What a folder is, and the pairs in it."""
 
     name: str
-    pairs: dict[str, tuple[Path, Path]]  # name -> image file, mask file; sorted
+    pairs: dict[str, str]  # image -> mask, as names below the root; sorted
     splits: Splits | None  # None: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
     masks: str  # the first folder of masks, below the root
@@ -85,7 +79,7 @@ def find_layout(root: Path, task: str) -> Layout:
     Raises BadInput that prints what was looked for if it is none of the known layouts.
     """
     name, folders, classes = _recognise(root, task)
-    pairs: dict[str, tuple[Path, Path]] = {}
+    pairs: dict[str, str] = {}
     splits: Splits = {split: [] for split in SPLITS}
     problems: list[Problem] = []
     for each in folders:
@@ -98,7 +92,7 @@ def find_layout(root: Path, task: str) -> Layout:
         dict(sorted(pairs.items())),
         splits if folders[0].split else None,
         classes,
-        _relative(root, folders[0].masks),
+        _name(root, folders[0].masks),
         problems,
     )
 
@@ -108,7 +102,7 @@ def _recognise(root: Path, task: str) -> Recognised:
         raise BadInput(
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
-    inner = [path for path in _subfolders(root) if not path.name.startswith(".")]
+    inner = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
     bases = [root, *inner] if len(inner) == 1 else [root]
     for base in bases:
         recognised = _camvid(base, task) or _generic(base, task)
@@ -120,10 +114,12 @@ def _recognise(root: Path, task: str) -> Recognised:
     return recognised
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _child(folder: Path, *names: str) -> Path | None:
+    """The subfolder with one of these names, whatever its case."""
     if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+        return None
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir())
+    return next((path for path in inner if path.name.lower() in names), None)
 
 
 def _camvid(base: Path, task: str) -> Recognised | None:
@@ -132,7 +128,7 @@ def _camvid(base: Path, task: str) -> Recognised | None:
     if task == "binary":
         raise BadInput(f"{base}: CamVid has 11 classes, not two; leave out --task binary")
     folders = [Folders(base / split, base / f"{split}annot", split) for split in SPLITS]
-    return Recognised("camvid", folders, camvid_classes())
+    return "camvid", folders, CAMVID
 
 
 def _generic(base: Path, task: str) -> Recognised | None:
@@ -146,7 +142,7 @@ def _generic(base: Path, task: str) -> Recognised | None:
             folders += found or [missing]
     table = base / "classes.csv"
     if not table.exists():
-        return Recognised("generic", folders, None)
+        return "generic", folders, None
     classes = read_classes(table)
     count = len(classes.names)
     if task == "binary" and count != 2:
@@ -154,14 +150,14 @@ def _generic(base: Path, task: str) -> Recognised | None:
             f"{table}: --task binary needs two classes, this table has {count}; "
             "leave out --task binary"
         )
-    return Recognised("generic", folders, classes)
+    return "generic", folders, classes
 
 
 def _images_and_masks(folder: Path, split: str | None = None) -> list[Folders]:
-    """The subfolders images/ and masks/, whatever their case, with or without the s; or nothing."""
-    images = [path for path in _subfolders(folder) if path.name.lower() in ("images", "image")]
-    masks = [path for path in _subfolders(folder) if path.name.lower() in ("masks", "mask")]
-    return [Folders(images[0], masks[0], split)] if images and masks else []
+    """The folders images/ and masks/ in a folder; none where one is missing."""
+    images = _child(folder, "images", "image")
+    masks = _child(folder, "masks", "mask")
+    return [Folders(images, masks, split)] if images and masks else []
 
 
 def _drone(root: Path, task: str) -> Recognised | None:
@@ -182,7 +178,7 @@ def _drone(root: Path, task: str) -> Recognised | None:
         places = ", ".join(str(folders.images.parent) for folders in found[name])
         raise BadInput(f"{root}: several data sets: {places}; name one")
     classes = drone_classes(task, grouped=name != "drone original")
-    return Recognised(name, found[name], classes)
+    return name, found[name], classes
 
 
 def _drone_sets(root: Path) -> Iterator[tuple[str, Folders]]:
@@ -191,15 +187,15 @@ def _drone_sets(root: Path) -> Iterator[tuple[str, Folders]]:
         here = Path(folder)
         if "original_images" in inner:
             images = here / "original_images"
-            binary, labels = here / "images_semantic", here / "label_images_semantic"
+            binary = here / "images_semantic"
+            labels = here / "label_images_semantic"
             if binary.is_dir():
                 yield "drone binary", Folders(images, binary)
             elif labels.is_dir():
                 yield _drone_name(images), Folders(images, labels)
-        depth = len(here.relative_to(root).parts)
-        if depth >= DEEPEST:
+        if len(here.relative_to(root).parts) >= DEEPEST:
             inner.clear()
-        inner[:] = [d for d in inner if d != "original_images" and not d.startswith(".")]
+        inner[:] = [name for name in inner if name != "original_images" and name[0] != "."]
 
 
 def _drone_name(images: Path) -> str:
@@ -210,52 +206,74 @@ def _drone_name(images: Path) -> str:
     return "drone" if png else "drone original"
 
 
-def _pair(root: Path, folders: Folders, problems: list[Problem]) -> dict[str, tuple[Path, Path]]:
-    """Name -> image and mask file. Adds a problem for each file that has no partner."""
+def _pair(
+    root: Path,
+    folders: Folders,
+    problems: list[Problem],
+) -> dict[str, str]:
+    """Image -> mask, as names below the root. Adds a problem for each without a partner."""
+    image_folder = _name(root, folders.images)
+    mask_folder = _name(root, folders.masks)
     if folders.split and not folders.images.is_dir() and not folders.masks.is_dir():
         if folders.split != "test":
             sentence = "missing; a set with its own splits has train and val"
-            problems.append(Problem(f"{_relative(root, folders.images)}/: {sentence}"))
+            problems.append(Problem(f"{image_folder}/: {sentence}"))
         return {}
     images = _by_stem(root, folders.images, problems)
     masks = _by_stem(root, folders.masks, problems)
     if images and masks:
-        problems += _without(root, images, masks, f"mask {_relative(root, folders.masks)}")
-        problems += _without(root, masks, images, f"image {_relative(root, folders.images)}")
-    pairs = {}
-    for stem in images.keys() & masks.keys():
-        if len(images[stem]) == len(masks[stem]) == 1:
-            image, mask = images[stem][0], masks[stem][0]
-            pairs[_relative(root, image)] = image, mask
-    return pairs
+        for files, others, partner in (
+            (images, masks, f"mask {mask_folder}"),
+            (masks, images, f"image {image_folder}"),
+        ):
+            alone = [stem for stem in files if stem not in others]
+            problems += [Problem(f"{files[stem][0]}: no {partner}/{stem}.*") for stem in alone]
+    return {
+        images[stem][0]: masks[stem][0]
+        for stem in images
+        if len(images[stem]) == len(masks.get(stem, [])) == 1
+    }
 
 
-def _without(root: Path, files: Files, others: Files, partner: str) -> list[Problem]:
-    """A problem for each stem that has no file among the others."""
-    return [
-        Problem(f"{_relative(root, files[stem][0])}: no {partner}/{stem}.*")
-        for stem in files
-        if stem not in others
-    ]
+def _by_stem(
+    root: Path,
+    folder: Path,
+    problems: list[Problem],
+) -> dict[str, list[str]]:
+    """Stem -> names of the images in a folder.
 
-
-def _relative(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _by_stem(root: Path, folder: Path, problems: list[Problem]) -> Files:
-    """The images of a folder. Adds a problem if there are none, and for each repeated stem."""
+    Adds a problem if there are none, and for each repeated stem.
+    """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     if not files:
         what = "holds no images" if folder.is_dir() else "missing"
-        problems.append(Problem(f"{_relative(root, folder)}/: {what}"))
-    result: Files = {}
+        problems.append(Problem(f"{_name(root, folder)}/: {what}"))
+    result: dict[str, list[str]] = {}
     for path in files:
         same = result.setdefault(path.stem, [])
-        same.append(path)
+        same.append(_name(root, path))
         if len(same) > 1:
             problems.append(
-                Problem(f"{_relative(root, path)}: same name as {same[0].name}; keep one of them")
+                Problem(f"{same[-1]}: same name as {Path(same[0]).name}; keep one of them")
             )
     return result
+
+
+def _name(root: Path, path: Path) -> str:
+    """The path below the root."""
+    return path.relative_to(root).as_posix()
+
+
+def split_names(names: list[str], seed: int) -> Splits:
+    """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
+    ordered = sorted(names)
+    rest = len(ordered) - len(ordered) // 8
+    order = np.random.default_rng(seed).permutation(rest)
+    shuffled = [ordered[i] for i in order]
+    train = rest * 4 // 5
+    return {
+        "train": sorted(shuffled[:train]),
+        "val": sorted(shuffled[train:]),
+        "test": ordered[rest:],
+    }

@@ -5,11 +5,19 @@ from typing import NamedTuple
 LISTED = 50
 
 
+class Unreadable(Exception):
+    """One sentence on why a file cannot be used, without the file's name."""
+
+
+class Antialiased(Unreadable):
+    """Said of a mask with soft edges: the other masks of its set will have them too."""
+
+
 class Problem(NamedTuple):
     """One sentence: the file, what is wrong with it, what to do."""
 
     sentence: str
-    antialiased: bool = False  # a mask with soft edges: the others of its set will have them too
+    antialiased: bool = False
 
 
 def listing(title: str, problems: list[Problem]) -> str:

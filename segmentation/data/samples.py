@@ -5,6 +5,7 @@ Every draw is keyed by (seed, epoch, index), never by a rank, a worker or a proc
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import BadInput
 from ..training.clock import ignore_signals
-from .transforms import AUGMENTATIONS, transform_pair
+from .transforms import draw_deck, draw_fast, draw_window, transform_pair
 
 SMALLEST = 32  # side of a sample: models take no less
 
@@ -28,8 +29,8 @@ class TrainingSamples(Dataset):
             uint8 labels.
         crop: (h, w) of a random window of every sample; None: windows of the images' size.
         augment: how many extra samples there are.
-        augmentation: of AUGMENTATIONS, how the images themselves and the extra samples are drawn.
-        scale_range: of the samples, drawn uniformly in the logarithm.
+        augmentation: "deck" augments the extra samples, "fast" the images themselves too.
+        scale_range: of the fast augmentation.
 
     Raises:
         BadInput: if the split is empty, or its images differ in size and `crop` is None.
@@ -48,8 +49,10 @@ class TrainingSamples(Dataset):
     ) -> None:
         self.data, self.names = data, list(data.splits[split])
         self.crop, self.augment, self.seed = crop, augment, seed
-        self.draw_image, self.draw_extra = AUGMENTATIONS[augmentation]
-        self.scale_range = scale_range
+        fast = partial(draw_fast, scale_range=scale_range)
+        # How the images themselves are drawn, and how the extra samples.
+        draws: dict[str, list[Callable]] = {"deck": [draw_window, draw_deck], "fast": [fast, fast]}
+        self.draw_image, self.draw_extra = draws[augmentation]
         if not self.names:
             raise BadInput(
                 f"the split {split!r} has no images; put some there or choose another split"
@@ -84,11 +87,12 @@ class TrainingSamples(Dataset):
         sample_key = int(generator.integers(2**63))
         if index < len(self.names):
             name = self.names[index]
-            drawn = self.draw_image(generator, self.scale_range)
+            drawn = self.draw_image(generator)
         else:
             name = self.names[generator.integers(len(self.names))]
-            drawn = self.draw_extra(generator, self.scale_range)
-        image, mask = self.data.image(name), self.data.mask(name)
+            drawn = self.draw_extra(generator)
+        image = self.data.image(name)
+        mask = self.data.mask(name)
         height, width = self.crop or image.shape[:2]
         divisor = max(1, min(divisor, height // SMALLEST, width // SMALLEST))
         drawn = replace(drawn, scale=drawn.scale / divisor)

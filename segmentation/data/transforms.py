@@ -6,13 +6,15 @@ is interpolated once, and only the part of the source that the window shows is r
 memory maps of frames too large to decode.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
+from numpy.random import Generator
 from PIL import Image
+from torch import Tensor
 
 from .labels import IGNORED
 
@@ -43,24 +45,12 @@ class Augmentation:
         return (self.saturation, self.contrast, self.brightness) != (1.0, 1.0, 1.0)
 
 
-def draw_scale(generator: np.random.Generator, scale_range: tuple[float, float]) -> float:
-    """Uniform in the logarithm: as often 1 / s as s."""
-    return float(np.exp(generator.uniform(*np.log(scale_range))))
+def draw_window(generator: Generator) -> Augmentation:
+    """A random window of the untouched pair."""
+    return Augmentation(position=tuple(generator.random(2)))
 
 
-def draw_window(
-    generator: np.random.Generator,
-    scale_range: tuple[float, float] = (1.0, 1.0),
-) -> Augmentation:
-    """A random window of the pair."""
-    position = tuple(generator.random(2))
-    return Augmentation(position=position, scale=draw_scale(generator, scale_range))
-
-
-def draw_deck(
-    generator: np.random.Generator,
-    scale_range: tuple[float, float] = (1.0, 1.0),
-) -> Augmentation:
+def draw_deck(generator: Generator) -> Augmentation:
     """The deck's, for views from above: flips with p = 0.5, rotation, then the central 0.7.
 
     The rotation is uniform in [-30, 30] degrees; the crop leaves few empty corners.
@@ -72,34 +62,25 @@ def draw_deck(
         degrees=generator.uniform(-30.0, 30.0),
         central_crop=0.7,
         position=tuple(generator.random(2)),
-        scale=draw_scale(generator, scale_range),
     )
 
 
-def draw_fast(
-    generator: np.random.Generator,
-    scale_range: tuple[float, float] = (1.0, 1.0),
-) -> Augmentation:
-    """The fast recipe's: a horizontal flip with p = 0.5, a scale, 0.7 to 1.3 of the light."""
+def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augmentation:
+    """The fast recipe's: a horizontal flip with p = 0.5, a scale, 0.7 to 1.3 of the light.
+
+    The scale is uniform in the logarithm: as often 1 / s as s.
+    """
     position = tuple(generator.random(2))
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
+    scale = np.exp(generator.uniform(*np.log(scale_range)))
     return Augmentation(
-        position=position,
-        scale=draw_scale(generator, scale_range),
         flip_horizontal=bool(generator.random() < 0.5),
+        position=position,
+        scale=float(scale),
         saturation=saturation,
         contrast=contrast,
         brightness=brightness,
     )
-
-
-Draw = Callable[[np.random.Generator, tuple[float, float]], Augmentation]
-
-# A recipe's augmentation -> how the images themselves are drawn, and how the extra samples.
-AUGMENTATIONS: dict[str, tuple[Draw, Draw]] = {
-    "deck": (draw_window, draw_deck),
-    "fast": (draw_fast, draw_fast),
-}
 
 
 def view_size(augmentation: Augmentation, size: Size) -> Size:
@@ -109,19 +90,22 @@ def view_size(augmentation: Augmentation, size: Size) -> Size:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def window_corner(augmentation: Augmentation, size: Size, crop: Size) -> tuple[int, int]:
+def window_corner(
+    augmentation: Augmentation,
+    size: Size,
+    crop: Size,
+) -> tuple[int, int]:
     """(top, left) of a crop of a view of `size`.
 
     Negative where the view is smaller than the crop and lies somewhere inside it.
     """
     room = np.subtract(size, crop)
-    places = np.abs(room) + 1
-    steps = np.floor(np.multiply(augmentation.position, places)).astype(int)
+    steps = np.floor(np.multiply(augmentation.position, np.abs(room) + 1)).astype(int)
     top, left = np.sign(room) * steps
     return int(top), int(left)
 
 
-def source_map(augmentation: Augmentation, size: Size, crop: Size) -> np.ndarray:
+def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
     """2 x 3 matrix from (x, y, 1) in the output to (x, y) in a source of `size`.
 
     Every step of the augmentation is undone, the last one first.
@@ -132,23 +116,19 @@ def source_map(augmentation: Augmentation, size: Size, crop: Size) -> np.ndarray
     angle = np.deg2rad(augmentation.degrees)
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.array([[cos, -sin], [sin, cos]])
-    flips = np.diag(
-        [
-            -1.0 if augmentation.flip_horizontal else 1.0,
-            -1.0 if augmentation.flip_vertical else 1.0,
-        ]
-    )
+    mirrored = np.array([augmentation.flip_horizontal, augmentation.flip_vertical])
+    flips = np.diag(1.0 - 2.0 * mirrored)
     linear = flips @ rotation * augmentation.central_crop * (centre / view_centre)
     top, left = window_corner(augmentation, view, crop)
     return np.column_stack([linear, centre + linear @ (np.array([left, top]) - view_centre)])
 
 
 def transform_pair(
-    image: np.ndarray,
-    mask: np.ndarray,
+    image: ndarray,
+    mask: ndarray,
     augmentation: Augmentation,
     crop: Size | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Apply one augmentation to image and mask.
 
     Args:
@@ -180,7 +160,7 @@ def transform_pair(
     return view.add_(0.5).to(torch.uint8), _sample_mask(np.array(mask[window]), grid)
 
 
-def change_light(augmentation: Augmentation, view: torch.Tensor) -> torch.Tensor:
+def change_light(augmentation: Augmentation, view: Tensor) -> Tensor:
     """float 3 x h x w in [0, 255] -> the same."""
     grey = view.mean(0, keepdim=True)
     mean = view.mean()
@@ -190,36 +170,43 @@ def change_light(augmentation: Augmentation, view: torch.Tensor) -> torch.Tensor
 
 
 def _copy_window(
-    source: np.ndarray,
+    source: ndarray,
     size: Size,
     corner: tuple[int, int],
     crop: Size,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[ndarray, ndarray]:
     """A window of a view of `size`, and where it lies outside, bool h x w.
 
     The window is copied, to the nearest if the source has another size.
     """
-    top, left = corner
-    rows = top + np.arange(crop[0])
-    columns = left + np.arange(crop[1])
-    outside_rows = (rows < 0) | (rows >= size[0])
-    outside_columns = (columns < 0) | (columns >= size[1])
-    rows = _nearest(rows, size[0], source.shape[0])
-    columns = _nearest(columns, size[1], source.shape[1])
+    rows, outside_rows = _nearest(corner[0], crop[0], size[0], source.shape[0])
+    columns, outside_columns = _nearest(corner[1], crop[1], size[1], source.shape[1])
     block = np.asarray(source[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     copied = block.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
     return copied, outside_rows[:, None] | outside_columns
 
 
-def _nearest(index: np.ndarray, side: int, own: int) -> np.ndarray:
-    """The nearest index in a source of another side: floor((i + 1/2) * own / side), in integers.
+def _nearest(
+    first: int,
+    count: int,
+    side: int,
+    own: int,
+) -> tuple[ndarray, ndarray]:
+    """The indices of a window along one axis, and which of them lie outside the view.
 
-    Outside indices become those of the edge.
+    side: of the view; own: of the source that the indices are for. Outside they are the edge's.
     """
-    return (2 * index.clip(0, side - 1) + 1) * own // (2 * side)
+    places = first + np.arange(count)
+    inside = places.clip(0, side - 1)
+    indices = (2 * inside + 1) * own // (2 * side)  # floor((place + 1/2) * own / side)
+    return indices, places != inside
 
 
-def _window_and_grid(size: Size, matrix: np.ndarray, crop: Size) -> tuple[Window, torch.Tensor]:
+def _window_and_grid(
+    size: Size,
+    matrix: ndarray,
+    crop: Size,
+) -> tuple[Window, Tensor]:
     """The window of a source of `size` that a crop can touch, and the positions of its pixels.
 
     The positions are those that grid_sample takes within the window, 1 x h x w x 2.
@@ -242,7 +229,7 @@ def _window_and_grid(size: Size, matrix: np.ndarray, crop: Size) -> tuple[Window
     return window, (rows[:, None] + columns[None])[None]
 
 
-def _sample_image(block: np.ndarray, grid: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
+def _sample_image(block: ndarray, grid: Tensor, matrix: ndarray) -> Tensor:
     """uint8 h' x w' x 3 at the positions of the grid -> float 3 x h x w, bilinear.
 
     Bilinear sampling looks at two pixels a side. Where a step from position to position is longer,
@@ -256,11 +243,16 @@ def _sample_image(block: np.ndarray, grid: torch.Tensor, matrix: np.ndarray) -> 
         grid = (grid + 1) * (sides / (fold * torch.tensor(reduced.size))) - 1
         block = np.array(reduced)
     source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
-    view = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return view[0]
+    return F.grid_sample(
+        source,
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )[0]
 
 
-def _sample_mask(block: np.ndarray, grid: torch.Tensor) -> torch.Tensor:
+def _sample_mask(block: ndarray, grid: Tensor) -> Tensor:
     """uint8 h' x w' at the positions of the grid -> uint8 h x w, nearest, 255 outside.
 
     The only outside value that grid_sample knows is 0: labels are sampled as 255 - label.

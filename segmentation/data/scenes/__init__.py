@@ -18,10 +18,10 @@ import numpy as np
 
 from .ground import paint_ground, paint_heap, paint_paths, paint_street, paint_water
 from .house import paint_border, paint_house
-from .plants import paint_bush, paint_tree
-from .shapes import polygon, rectangle
+from .shapes import Point, Points, polygon, rectangle
 from .things import (
     paint_bicycle,
+    paint_bush,
     paint_car,
     paint_dog,
     paint_marker,
@@ -29,22 +29,24 @@ from .things import (
     paint_person,
     paint_shed,
     paint_table,
+    paint_tree,
 )
 from .view import View
 
 IMAGES_PER_SPLIT = {"train": 240, "val": 40, "test": 40}
 
+Painter = Callable[[View, Point], None]
+
 
 class Plot(NamedTuple):
     """Where the large things lie, in metres from the point below the camera."""
 
-    half: float  # of the extent of the picture
     side: int  # of the street: -1 or 1
-    street: np.ndarray  # a point in the middle of the carriageway
+    street: Point  # a point in the middle of the carriageway
     width: float  # of the carriageway
-    house: np.ndarray  # corners, 4 x 2
+    house: Points  # corners, 4 x 2
     gate: float  # x of the drive
-    drive: np.ndarray  # corners, 4 x 2
+    drive: Points  # corners, 4 x 2
     front: float  # y of the border along the street
     flank: float  # x of the border across it
 
@@ -69,17 +71,19 @@ def render(
     paint_street(view, plot.street, plot.width)
     paint_water(view)
     paint_heap(view)
-    scatter(view, paint_marker, 0.8, least=0, most=1)
-    scatter(view, paint_dog, 0.6, least=0, most=1)
-    scatter(view, paint_table, 1.6, least=1, most=3)
-    scatter(view, paint_person, 0.5, least=2, most=6)
-    scatter(view, paint_bicycle, 1.0, least=1, most=3)
+    scatter(
+        view,
+        (paint_marker, 0.8, 0, 1),
+        (paint_dog, 0.6, 0, 1),
+        (paint_table, 1.6, 1, 3),
+        (paint_person, 0.5, 2, 6),
+        (paint_bicycle, 1.0, 1, 3),
+    )
     paint_cars(view, plot)
     for _ in range(view.rng.integers(2, 6)):
         paint_bush(view)
     paint_borders(view, plot)
-    scatter(view, paint_parasol, 1.7, least=1, most=2)
-    scatter(view, paint_shed, 2.0, least=0, most=2)
+    scatter(view, (paint_parasol, 1.7, 1, 2), (paint_shed, 2.0, 0, 2))
     paint_house(view, plot.house)
     for _ in range(view.rng.integers(2, 6)):
         paint_tree(view)
@@ -94,7 +98,8 @@ def lay_out(view: View) -> Plot:
     street = np.array([0, side * rng.uniform(0.5, 0.8) * half])
     width = rng.uniform(4.8, 6.5)
 
-    across, away = rng.uniform(-0.5, 0.5), rng.uniform(0.4, 0.75)
+    across = rng.uniform(-0.5, 0.5)
+    away = rng.uniform(0.4, 0.75)
     middle = np.array([across, -side * away]) * half
     length = rng.uniform(0.55, 0.85) * min(half, 14)
     depth = rng.uniform(0.44, 0.58) * min(half, 13)
@@ -109,20 +114,17 @@ def lay_out(view: View) -> Plot:
     road = rectangle(street, 4 * half, width + 3.4)
     border = rectangle(np.array([flank, 0]), 0.8, 4 * half)
     view.taken += [polygon(claim) for claim in (road, border, house, drive)]
-    return Plot(half, side, street, width, house, gate, drive, front, flank)
+    return Plot(side, street, width, house, gate, drive, front, flank)
 
 
-def scatter(
-    view: View,
-    paint: Callable[[View, np.ndarray], None],
-    room: float,
-    *,
-    least: int,
-    most: int,
-) -> None:
-    """Paint some of a kind, each at its own free place."""
-    for _ in range(view.rng.integers(least, most + 1)):
-        paint(view, view.spot(room))
+def scatter(view: View, *kinds: tuple[Painter, float, int, int]) -> None:
+    """Paint some of each kind, each at its own free place.
+
+    kinds: painter, metres of free ground around a place, how many at least and at most.
+    """
+    for paint, room, least, most in kinds:
+        for _ in range(view.rng.integers(least, most + 1)):
+            paint(view, view.spot(room))
 
 
 def paint_cars(view: View, plot: Plot) -> None:
@@ -130,7 +132,7 @@ def paint_cars(view: View, plot: Plot) -> None:
     rng = view.rng
     places = rng.permutation([-0.75, -0.2, 0.35, 0.85])
     for k, x in enumerate(places[: rng.integers(2, 5)]):
-        along = x * plot.half + rng.normal(0, 0.5)
+        along = x * view.extent / 2 + rng.normal(0, 0.5)
         lane = (-1) ** k * plot.width / 4
         place = plot.street + np.array([along, lane])
         paint_car(view, place, rng.normal(0, 0.03))
@@ -140,12 +142,12 @@ def paint_cars(view: View, plot: Plot) -> None:
 
 def paint_borders(view: View, plot: Plot) -> None:
     """Along the street with a gap for the drive, and from the street back along one side."""
-    far = 1.5 * plot.half
+    far = 0.75 * view.extent
+    front, flank = plot.front, plot.flank
     along, aside = view.rng.choice(["wall", "fence", "hedge"], 2, p=[0.55, 0.35, 0.1])
-
-    def paint(start: tuple[float, float], end: tuple[float, float], kind: str) -> None:
+    for start, end, kind in (
+        ((-far, front), (plot.gate - 2, front), along),
+        ((plot.gate + 2, front), (far, front), along),
+        ((flank, front), (flank, -plot.side * far), aside),
+    ):
         paint_border(view, np.array(start), np.array(end), kind)
-
-    paint((-far, plot.front), (plot.gate - 2, plot.front), along)
-    paint((plot.gate + 2, plot.front), (far, plot.front), along)
-    paint((plot.flank, plot.front), (plot.flank, -plot.side * far), aside)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .ids import DIRT, GRASS, GRAVEL, PAVED, POOL, ROCKS, WATER
-from .shapes import blob, draw_waves, offset, oval, polygon, rectangle, strokes
+from .shapes import Point, Points, blob, draw_waves, offset, oval, rectangle, strokes
 from .view import View, rgb
 
 
@@ -22,29 +22,32 @@ def paint_ground(view: View) -> None:
         view.paint(patch, DIRT, view.grain(earth, 0.1, 0.2, 0.2, 0.3))
 
 
-def paint_paths(view: View, house: np.ndarray, drive: np.ndarray, street: float) -> None:
+def paint_paths(
+    view: View,
+    house: Points,
+    drive: Points,
+    street: float,
+) -> None:
     """The drive, a terrace, and a gravel path that swings through the garden to the street.
 
     house, drive: corners (4 x 2); street: its y.
     """
     rng = view.rng
-    grey = view.draw_colour(0xA8A298, 0xB8AE9E, 0x969088)
-    red = view.draw_colour(0x9E7662, 0xAAA49A, 0x8C8886)
+    stones = view.grain(view.draw_colour(0xA8A298, 0xB8AE9E, 0x969088), 0.05, 0.1, 0.15, 0.6)
+    bricks = view.grain(view.draw_colour(0x9E7662, 0xAAA49A, 0x8C8886), 0.05, 0.1, 0.15, 0.25)
     pitches = (0.8, 0.8) if rng.random() < 0.5 else (0.5, 1.0)
-    stones = view.grain(grey, 0.05, 0.1, 0.15, 0.6)
-    bricks = view.jointed(view.grain(red, 0.05, 0.1, 0.15, 0.25), 0, *pitches)
-    if rng.random() < 0.4:
-        view.paint(polygon(drive), GRAVEL, stones)
-    else:
-        view.paint(polygon(drive), PAVED, bricks)
+    bricks = view.jointed(bricks, 0, *pitches)
+    surface = (GRAVEL, stones) if rng.random() < 0.4 else (PAVED, bricks)
+    view.paint(drive, *surface)
 
     middle = house.mean(axis=0)
     end = np.array([rng.uniform(-0.5, 0.5) * view.extent, street])
     aside = rng.uniform(-1.5, 1.5)
     behind = rng.choice([-1, 1]) * (np.ptp(house[:, 1]) / 2 + 1)
     terrace = middle + np.array([aside, behind])
-    length, width = rng.uniform(4, 7), rng.uniform(3, 4.5)
-    view.paint(polygon(rectangle(terrace, length, width)), PAVED, bricks)
+    length = rng.uniform(4, 7)
+    width = rng.uniform(3, 4.5)
+    view.paint(rectangle(terrace, length, width), PAVED, bricks)
 
     t = np.linspace(0, 1, 9)[:, None]
     swing = np.sin(t * np.pi) * rng.normal(0, 2.5, 2)
@@ -53,33 +56,32 @@ def paint_paths(view: View, house: np.ndarray, drive: np.ndarray, street: float)
     view.paint(strokes(pieces, rng.uniform(1.3, 2.2)), GRAVEL, stones)
 
 
-def paint_street(view: View, middle: np.ndarray, width: float) -> None:
+def paint_street(view: View, middle: Point, width: float) -> None:
     """Pavements on both sides of a carriageway with a broken line, and at times a crossing."""
     rng = view.rng
     slab = view.draw_colour(0xACA8A0, 0x9C948C, 0xB8AA96)
     tar = view.draw_colour(0x5C5C60, 0x706E6C, 0x4C4E52, 0x86827C)
     pavement = view.jointed(view.grain(slab, 0.05, 0.1, 0.1, 0.2), 0, 1.0, 0.6)
-    kerb = rgb(0xC4C2BC)
     asphalt = view.grain(tar, 0.1, 0.15, 0.1, 0.2)
     white = view.grain(rgb(0xDEDED6), 0, 0.1, 0.1, 0.2)
     for across, texture in (
         (width + 2.4, pavement),
-        (width + 0.3, kerb),
+        (width + 0.3, rgb(0xC4C2BC)),
         (width, asphalt),
     ):
         strip = rectangle(middle, 3 * view.extent, across)
-        view.paint(polygon(strip), PAVED, texture)
+        view.paint(strip, PAVED, texture)
 
     side = 0.8 * view.extent
     for x in np.arange(-side, side, 3.0) + rng.uniform(0, 3):
         dash = rectangle(middle + np.array([x, 0]), 1.5, 0.14)
-        view.paint(polygon(dash), PAVED, white)
+        view.paint(dash, PAVED, white)
 
     if rng.random() < 0.4:
         x = rng.uniform(-0.4, 0.4) * view.extent
         for y in np.arange(0.6 - width / 2, width / 2 - 0.2, 1.0):
             bar = rectangle(middle + np.array([x, y]), 2.6, 0.5)
-            view.paint(polygon(bar), PAVED, white)
+            view.paint(bar, PAVED, white)
 
 
 def paint_water(view: View) -> None:
@@ -104,9 +106,9 @@ def paint_pool(view: View) -> None:
     rim = rectangle(place, length + 1.6, width + 1.6, angle)
     edge = oval(place, length + 0.3, width + 0.3, angle, power)
     basin = oval(place, length, width, angle, power)
-    view.paint(polygon(rim), PAVED, tiles)
-    view.shade(polygon(edge), 0.1, 0.3)
-    view.paint(polygon(basin), POOL, water, 0.9)
+    view.paint(rim, PAVED, tiles)
+    view.shade(edge, 0.1, 0.3)
+    view.paint(basin, POOL, water, 0.9)
 
 
 def paint_pond(view: View) -> None:
@@ -132,7 +134,7 @@ def paint_heap(view: View) -> None:
         paint_rock(view, place)
 
 
-def paint_rock(view: View, place: np.ndarray) -> None:
+def paint_rock(view: View, place: Point) -> None:
     size = view.rng.uniform(0.4, 1.0)
     stone = view.draw_colour(0x928E88, 0x78726C, 0xA49888)
     base = place + view.rng.normal(0, size / 2, (7, 2)).clip(-size, size)

@@ -3,14 +3,27 @@
 import numpy as np
 
 from .ids import FENCE, FENCE_POLE, OBSTACLE, ROOF, VEGETATION, WALL, WINDOW
-from .shapes import patch, polygon, rectangle
-from .view import View, rgb
+from .shapes import Point, Points, patch, polygon, rectangle
+from .view import Colour, View, rgb
 
-OUTWARDS = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]])  # of the four sides of a house
+# Of the four sides of a house.
+OUTWARDS = np.array(
+    [
+        [0, -1],
+        [1, 0],
+        [0, 1],
+        [-1, 0],
+    ]
+)
 THICKNESS = {"wall": 0.7, "fence": 0.25, "hedge": 1.1}
 
 
-def paint_border(view: View, start: np.ndarray, end: np.ndarray, kind: str) -> None:
+def paint_border(
+    view: View,
+    start: Point,
+    end: Point,
+    kind: str,
+) -> None:
     """A wall, a fence with posts or a hedge, piece by piece so that each leans by itself."""
     brick = view.draw_colour(0x96604C, 0xB0A89C, 0xC4B8A0, 0x847E78)
     timber = view.draw_colour(0x866242, 0x604A3A, 0xBEBAB2, 0x6E706E)
@@ -34,7 +47,7 @@ def paint_border(view: View, start: np.ndarray, end: np.ndarray, kind: str) -> N
             view.box(piece, 1.5, VEGETATION, leaves, leaves)
 
 
-def paint_house(view: View, base: np.ndarray) -> None:
+def paint_house(view: View, base: Points) -> None:
     """Walls with windows, and a hipped roof of tiles; most have a chimney.
 
     base: its corners (4 x 2), counter-clockwise from the lower left.
@@ -59,26 +72,24 @@ def paint_house(view: View, base: np.ndarray) -> None:
         paint_chimney(view, middle + rng.uniform(-0.8, 0.8) * half, ridge)
 
 
-def paint_windows(view: View, base: np.ndarray, eave: float) -> None:
+def paint_windows(view: View, base: Points, eave: float) -> None:
     """Four windows in each wall that the camera sees."""
     for k, outward in enumerate(OUTWARDS):
         if base[k] @ outward >= 0:  # turned away from the camera
             continue
         left, right = base[k], base[(k + 1) % 4]
-        bottom = np.stack([left, right])
-        top = view.lift(np.stack([right, left]), eave)
-        wall = np.concatenate([bottom, top])
+        wall = np.stack([left, right, view.lift(right, eave), view.lift(left, eave)])
         for t in np.arange(0.1, 0.85, 0.2):
             window = patch(wall, t, t + 0.12, 0.3, 0.75)
-            view.paint(polygon(window), WINDOW, rgb(0x465464), 0.6)
+            view.paint(window, WINDOW, rgb(0x465464), 0.6)
 
 
 def paint_roof(
     view: View,
-    corners: np.ndarray,
-    ends: np.ndarray,
+    corners: Points,
+    ends: Points,
     slope: float,
-    tile: np.ndarray,
+    tile: Colour,
 ) -> None:
     """Four faces of tiles, each lit by how it faces the sun; two have skylights or solar panels.
 
@@ -91,34 +102,34 @@ def paint_roof(
     for k, (tip, outward) in enumerate(zip(tips, OUTWARDS, strict=True)):
         face = np.stack([corners[k], corners[(k + 1) % 4], *tip])
         cosine = (1 - slope * view.sun @ outward) / np.hypot(1, slope)
-        light = float(np.clip(cosine, 0.1, 1.3))
+        light = np.clip(cosine, 0.1, 1.3)
         along = (k + 1) % 2 * np.pi / 2
         rows = view.jointed(tiles, along, 0.42, 0.3, joint=0.25)
         widened = face + 0.012 * (face.mean(axis=0) - face)
-        view.paint(polygon(widened), ROOF, rows, light)
+        view.paint(widened, ROOF, rows, light)
         if k % 2 == 0:
             paint_panes(view, face, light)
 
 
-def paint_panes(view: View, face: np.ndarray, light: float) -> None:
+def paint_panes(view: View, face: Points, light: float) -> None:
     """Solar panels or one or two skylights in the face of a roof."""
     rng = view.rng
     if rng.random() < 0.35:
         cells = view.grain(rgb(0x283454), 0.2, 0.1)
         panels = view.jointed(cells, 0, 1.0, 0.9, joint=0.08)
         field = patch(face, 0.22, 0.78, 0.2, 0.75)
-        view.paint(polygon(field), OBSTACLE, panels, light)
+        view.paint(field, OBSTACLE, panels, light)
         return
     glass = view.grain(rgb(0x5A6A7C), 0.2, 0.1)
     for left in rng.uniform(0.2, 0.7, rng.integers(1, 3)):
         pane = patch(face, left, left + 0.11, 0.35, 0.65)
-        view.paint(polygon(pane), WINDOW, glass, light)
+        view.paint(pane, WINDOW, glass, light)
 
 
-def paint_chimney(view: View, place: np.ndarray, ridge: float) -> None:
+def paint_chimney(view: View, place: Point, ridge: float) -> None:
     brick = view.draw_colour(0x8C5040, 0xAAA6A0)
     top = ridge + 0.8
     base = rectangle(place, 1.1, 0.9)
     view.box(base, top, OBSTACLE, brick * 0.5, brick, foot=ridge - 0.3)
     opening = rectangle(view.lift(place, top), 0.6, 0.4)
-    view.paint(polygon(opening), OBSTACLE, rgb(0x181616))
+    view.paint(opening, OBSTACLE, rgb(0x181616))

@@ -1,6 +1,6 @@
 """Shapes on the ground, in metres: signed distances, and the points they are made of.
 
-A direction is an angle counter-clockwise from the x axis, in radians. Points are arrays of n x 2.
+A direction is an angle counter-clockwise from the x axis, in radians.
 """
 
 import math
@@ -9,7 +9,11 @@ from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
 
+Point = ndarray  # x, y
+Points = ndarray  # n x 2
 Corners = list[tuple[float, float]]
 Wave = tuple[int, float, float]  # waves a turn, amplitude, phase
 
@@ -20,35 +24,28 @@ class Shape(NamedTuple):
     The convex hull of `points`, widened by `margin`, holds the shape.
     """
 
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    points: np.ndarray
+    distance: Callable[[ndarray, ndarray], ndarray]
+    points: Points
     margin: float
 
 
-def disc(centre: np.ndarray, radius: float) -> Shape:
-    cx, cy = centre.tolist()
-
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.hypot(x - cx, y - cy) - radius
-
-    return Shape(distance, centre[None], radius)
-
-
-def draw_waves(rng: np.random.Generator, roughness: float = 0.08) -> list[Wave]:
+def draw_waves(rng: Generator, roughness: float = 0.08) -> list[Wave]:
     """Random waves for the rim of a blob."""
-    waves = []
-    for count in (2, 3, 5):
-        amplitude = float(rng.normal(0, roughness / count**0.5))
-        phase = float(rng.uniform(0, 2 * np.pi))
-        waves.append((count, amplitude, phase))
-    return waves
+    return [
+        (count, rng.normal(0, roughness / count**0.5), rng.uniform(0, 2 * np.pi))
+        for count in (2, 3, 5)
+    ]
 
 
-def blob(centre: np.ndarray, radius: float, waves: list[Wave]) -> Shape:
+def blob(
+    centre: Point,
+    radius: float,
+    waves: list[Wave],
+) -> Shape:
     """A disc whose radius varies with the direction."""
     cx, cy = centre.tolist()
 
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def distance(x: ndarray, y: ndarray) -> ndarray:
         dx, dy = x - cx, y - cy
         angle = np.arctan2(dy, dx)
         swell = sum(amplitude * np.cos(count * angle + phase) for count, amplitude, phase in waves)
@@ -58,7 +55,11 @@ def blob(centre: np.ndarray, radius: float, waves: list[Wave]) -> Shape:
     return Shape(distance, centre[None], widest)
 
 
-def polygon(*parts: np.ndarray) -> Shape:
+def disc(centre: Point, radius: float) -> Shape:
+    return blob(centre, radius, waves=[])
+
+
+def polygon(*parts: Points) -> Shape:
     """The convex hull of points. Its distance is the largest one to the line through a side."""
     points = np.concatenate(parts)
     corners = convex_hull(points)
@@ -68,19 +69,16 @@ def polygon(*parts: np.ndarray) -> Shape:
         nx, ny = (by - ay) / length, (ax - bx) / length
         sides.append((nx, ny, nx * ax + ny * ay))
 
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        to_lines = (nx * x + (ny * y - offset) for nx, ny, offset in sides)
-        return reduce(np.maximum, to_lines)
+    def distance(x: ndarray, y: ndarray) -> ndarray:
+        return reduce(np.maximum, [nx * x + (ny * y - offset) for nx, ny, offset in sides])
 
     return Shape(distance, points, 0.0)
 
 
-def convex_hull(points: np.ndarray) -> Corners:
-    """The corners of the hull, counter-clockwise (Andrew's monotone chain)."""
+def convex_hull(points: Points) -> Corners:
+    """The corners of the hull, counter-clockwise: Andrew's lower and upper chain."""
     ordered = sorted(map(tuple, points.tolist()))
-    lower = _left_turns(ordered)
-    upper = _left_turns(ordered[::-1])
-    return lower + upper
+    return _left_turns(ordered) + _left_turns(ordered[::-1])
 
 
 def _left_turns(points: Corners) -> Corners:
@@ -96,64 +94,63 @@ def _left_turns(points: Corners) -> Corners:
     return kept[:-1]
 
 
-def strokes(pairs: np.ndarray, width: float) -> Shape:
+def strokes(pairs: ndarray, width: float) -> Shape:
     """Strokes of a pen of that width between the two points of each pair (n x 2 x 2)."""
 
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        to_strokes = (_to_segment(x, y, start, end) for start, end in pairs.tolist())
-        return reduce(np.minimum, to_strokes) - width / 2
+    def distance(x: ndarray, y: ndarray) -> ndarray:
+        nearest = np.full_like(x, np.inf)
+        for (ax, ay), (bx, by) in pairs.tolist():
+            dx, dy = bx - ax, by - ay
+            along = ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy)
+            t = np.clip(along, 0, 1)
+            to_stroke = np.hypot(x - ax - t * dx, y - ay - t * dy)
+            nearest = np.minimum(nearest, to_stroke)
+        return nearest - width / 2
 
     return Shape(distance, pairs.reshape(-1, 2), width / 2)
 
 
-def _to_segment(
-    x: np.ndarray,
-    y: np.ndarray,
-    start: list[float],
-    end: list[float],
-) -> np.ndarray:
-    """The distance of each (x, y) to the segment between two points."""
-    (ax, ay), (bx, by) = start, end
-    dx, dy = bx - ax, by - ay
-    along = ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy)
-    t = np.clip(along, 0, 1)
-    return np.hypot(x - ax - t * dx, y - ay - t * dy)
-
-
-def turn(angle: float) -> np.ndarray:
+def turn(angle: float) -> ndarray:
     """The 2 x 2 matrix that turns points by the angle when it stands to their right."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[cos, sin], [-sin, cos]])
 
 
-def direction(angle: float) -> np.ndarray:
+def direction(angle: float) -> Point:
     """The unit vector at an angle."""
     return turn(angle)[0]
 
 
-def offset(along: float, across: float, angle: float) -> np.ndarray:
+def offset(along: float, across: float, angle: float) -> Point:
     """The vector with these parts along and across (to the left of) a direction."""
     return np.array([along, across]) @ turn(angle)
 
 
 def rectangle(
-    centre: np.ndarray,
+    centre: Point,
     length: float,
     width: float,
     angle: float = 0.0,
-) -> np.ndarray:
+) -> Points:
     """Four corners, counter-clockwise from the lower left."""
-    unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-    return unit * (length, width) @ turn(angle) + centre
+    unit = np.array(
+        [
+            [-1, -1],
+            [1, -1],
+            [1, 1],
+            [-1, 1],
+        ]
+    )
+    return unit / 2 * (length, width) @ turn(angle) + centre
 
 
 def oval(
-    centre: np.ndarray,
+    centre: Point,
     length: float,
     width: float,
     angle: float = 0.0,
     power: float = 2.0,
-) -> np.ndarray:
+) -> Points:
     """Sixteen points of a superellipse: power 2 is an ellipse, 6 a rounded rectangle."""
     around = (np.arange(16) + 0.5) * np.pi / 8
     circle = np.stack([np.cos(around), np.sin(around)], axis=1)
@@ -161,7 +158,13 @@ def oval(
     return unit * (length, width) @ turn(angle) + centre
 
 
-def patch(quad: np.ndarray, left: float, right: float, low: float, high: float) -> np.ndarray:
+def patch(
+    quad: Points,
+    left: float,
+    right: float,
+    low: float,
+    high: float,
+) -> Points:
     """A part of a quadrilateral, in fractions of its sides.
 
     quad: lower left, lower right, upper right, upper left.

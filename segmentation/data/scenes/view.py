@@ -10,19 +10,23 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from .shapes import Shape, disc, polygon, turn
+from ..labels import red_green_blue
+from .shapes import Point, Points, Shape, direction, disc, polygon, turn
 
+Colour = ndarray  # linear light, float32: red, green, blue
 Window = tuple[slice, slice]
-Pattern = Callable[[Window], np.ndarray]
-Texture = np.ndarray | Pattern
+Pattern = Callable[[Window], ndarray]
+Texture = Colour | Pattern
+Area = Shape | Points  # points stand for their convex hull
 
 
-def rgb(code: int) -> np.ndarray:
+def rgb(code: int) -> Colour:
     """The linear light of a display colour 0xRRGGBB."""
-    display = [code >> 16, code >> 8 & 255, code & 255]
-    return (np.array(display, dtype=np.float32) / 255) ** 2
+    return (np.array(red_green_blue(code), dtype=np.float32) / 255) ** 2
 
 
 class View:
@@ -31,7 +35,7 @@ class View:
     rng: what everything random in the scene is drawn from, in one order.
     """
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
+    def __init__(self, rng: Generator, size: tuple[int, int]):
         height, width = size
         self.rng = rng
         self.extent = rng.uniform(19, 31)  # metres along the longer side
@@ -40,7 +44,7 @@ class View:
         azimuth = rng.uniform(0, 2 * np.pi)
         reach = rng.uniform(0.35, 1.3)
         # metres of shadow for a metre of height
-        self.sun = reach * np.array([np.cos(azimuth), np.sin(azimuth)])
+        self.sun = reach * direction(azimuth)
         self.yaw = turn(rng.uniform(0, 2 * np.pi))
 
         v, u = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
@@ -56,24 +60,20 @@ class View:
         self.mask = np.zeros(size, np.uint8)
         self.taken: list[Shape] = []
 
-    def _draw_noise(self, cell: float, size: tuple[int, int]) -> np.ndarray:
+    def _draw_noise(self, cell: float, size: tuple[int, int]) -> ndarray:
         """Smooth noise about zero, H x W.
 
         Its grid covers the widest view, so every size draws the same numbers.
         """
         cells = round(32 / cell) + 2
-        values = self.rng.uniform(-1, 1, (cells, cells))
-        grid = Image.fromarray(values.astype(np.float32))
-        tall, wide = (side * self.pixel / cell for side in size)
-        box = (
-            (cells - wide) / 2,
-            (cells - tall) / 2,
-            (cells + wide) / 2,
-            (cells + tall) / 2,
-        )
+        grid = Image.fromarray(self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+        reach = np.array(size[::-1]) * self.pixel / cell / 2
+        left, top = cells / 2 - reach
+        right, bottom = cells / 2 + reach
+        box = (left, top, right, bottom)
         return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
 
-    def draw_colour(self, *codes: int) -> np.ndarray:
+    def draw_colour(self, *codes: int) -> Colour:
         """One of the display colours, a little lighter or darker and a little off its hue."""
         lightness = self.rng.normal(1, 0.12)
         hue = self.rng.normal(1, 0.04, 3)
@@ -81,12 +81,11 @@ class View:
         code = codes[self.rng.integers(len(codes))]
         return (rgb(code) * change).astype(np.float32)
 
-    def grain(self, colour: np.ndarray, *weights: float) -> Pattern:
+    def grain(self, colour: Colour, *weights: float) -> Pattern:
         """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths."""
-        pairs = zip(weights, self.noise, strict=False)
-        layers = [(weight, noise) for weight, noise in pairs if weight]
+        layers = list(zip(weights, self.noise, strict=False))
 
-        def pattern(window: Window) -> np.ndarray:
+        def pattern(window: Window) -> ndarray:
             brightness = 1 + sum(weight * noise[window] for weight, noise in layers)
             return np.asarray(brightness)[..., None] * colour
 
@@ -106,11 +105,12 @@ class View:
         joint: fraction of the pitch that is dark.
         """
 
-        def pattern(window: Window) -> np.ndarray:
+        def pattern(window: Window) -> ndarray:
             colour = texture(window)
             for k, pitch in enumerate(pitches):
                 towards = angle + k * np.pi / 2
-                c, s = math.cos(towards) / pitch, math.sin(towards) / pitch
+                c = math.cos(towards) / pitch
+                s = math.sin(towards) / pitch
                 position = (c * self.x[window] + s * self.y[window]) % 1
                 pixels = pitch / self.pixel
                 depth = 0.35 * min(1.0, max(0.0, pixels / 2 - 0.5))
@@ -119,7 +119,7 @@ class View:
 
         return pattern
 
-    def spot(self, room: float, spread: float = 0.46) -> np.ndarray:
+    def spot(self, room: float, spread: float = 0.46) -> Point:
         """Pick the freest of 40 random places, and reserve it.
 
         room: metres of free ground around a place beyond which more makes it no better.
@@ -130,44 +130,54 @@ class View:
         self.taken.append(disc(place, room))
         return place
 
-    def lift(self, points: np.ndarray, height: float) -> np.ndarray:
+    def lift(self, points: Points, height: float) -> Points:
         """Where points at that height appear: farther from the centre."""
         return points * (self.altitude / (self.altitude - height))
 
-    def _window(self, shape: Shape, margin: float = 0.0) -> Window:
-        """The rows and columns of the picture that the shape can touch."""
+    def _distance(self, area: Area, margin: float = 0.0) -> tuple[Window, ndarray]:
+        """The rows and columns that the area can touch, and its distance from their pixels."""
+        shape = area if isinstance(area, Shape) else polygon(area)
         centre = np.array(self.mask.shape[::-1]) / 2
         points = shape.points @ self.yaw.T / self.pixel + centre
         reach = (shape.margin + margin) / self.pixel + 1
-        left, top = (points.min(axis=0) - reach).tolist()
-        right, bottom = (points.max(axis=0) + reach).tolist()
-        rows = slice(max(0, int(top)), max(0, int(bottom) + 1))
-        columns = slice(max(0, int(left)), max(0, int(right) + 1))
-        return rows, columns
+        first = (points.min(axis=0) - reach).astype(int)
+        last = (points.max(axis=0) + reach).astype(int)
+        left, top = first.clip(min=0).tolist()
+        right, bottom = (last + 1).clip(min=0).tolist()
+        window = slice(top, bottom), slice(left, right)
+        return window, shape.distance(self.x[window], self.y[window])
 
-    def paint(self, shape: Shape, label: int, texture: Texture, light: float = 1.0) -> None:
-        """Cover what lies below with the shape."""
-        window = self._window(shape)
-        distance = shape.distance(self.x[window], self.y[window])
-        if not distance.size:
-            return
+    def paint(
+        self,
+        area: Area,
+        label: int,
+        texture: Texture,
+        light: float = 1.0,
+    ) -> None:
+        """Cover what lies below with the area."""
+        window, distance = self._distance(area)
         self.mask[window][distance < 0] = label
-        cover = np.clip(0.5 - distance / self.pixel, 0, 1)
-        colour = texture(window) if callable(texture) else texture
-        self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
-        self.light[window] += cover * (np.float32(light) - self.light[window])
+        if distance.size:
+            cover = np.clip(0.5 - distance / self.pixel, 0, 1)
+            colour = texture(window) if callable(texture) else texture
+            self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
+            self.light[window] += cover * (np.float32(light) - self.light[window])
 
-    def shade(self, shape: Shape, softness: float = 0.15, depth: float = 1.0) -> None:
+    def shade(
+        self,
+        area: Area,
+        softness: float = 0.15,
+        depth: float = 1.0,
+    ) -> None:
         """Take the direct sun away. Two shadows are no darker than one, and no label changes."""
-        window = self._window(shape, softness)
-        distance = shape.distance(self.x[window], self.y[window])
+        window, distance = self._distance(area, softness)
         inside = np.clip(0.5 - distance / (self.pixel + softness), 0, 1)
         sunlit = 1 - np.float32(depth) * inside
         self.light[window] = np.minimum(self.light[window], sunlit)
 
     def box(
         self,
-        base: np.ndarray,
+        base: Points,
         top: float,
         label: int,
         texture: Texture,
@@ -179,19 +189,19 @@ class View:
         It paints the shadow, the sides that perspective shows, and the top, in this order.
         """
         self.shade(polygon(base + self.sun * foot, base + self.sun * top))
-        lower, upper = self.lift(base, foot), self.lift(base, top)
+        lower = self.lift(base, foot)
+        upper = self.lift(base, top)
         self.paint(polygon(lower, upper), label, side, 0.45)
-        self.paint(polygon(upper), label, texture)
+        self.paint(upper, label, texture)
 
-    def photograph(self) -> np.ndarray:
+    def photograph(self) -> ndarray:
         """The picture so far as a camera sees it: uint8 H x W x 3.
 
         In sunlight and skylight, with haze, exposure, blur and sensor noise.
         """
         rng = self.rng
         warmth = rng.normal(0, 0.07)
-        sun_colour = np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
-        sun = rng.uniform(0.45, 1.0) * sun_colour
+        sun = rng.uniform(0.45, 1.0) * np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
         sky = rng.uniform(0.28, 0.45) * np.array([0.88, 1.0, 1.2], np.float32)
         haze = rng.uniform(0, 0.05)
         exposure = rng.uniform(0.8, 1.25)
@@ -201,7 +211,6 @@ class View:
         light = self.light[..., None] * sun + sky
         linear = self.albedo * light * (exposure * (1 - haze)) + haze
         display = (np.sqrt(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
-        sharp = Image.fromarray(display)
-        blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)))
+        blurred = np.asarray(Image.fromarray(display).filter(ImageFilter.GaussianBlur(blur)))
         speckle = rng.standard_normal(linear.shape, dtype=np.float32) * np.float32(noise)
         return np.clip(blurred + speckle, 0, 255).astype(np.uint8)
