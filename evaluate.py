@@ -22,9 +22,10 @@ from torch import nn
 from segmentation import distributed
 from segmentation.arguments import evaluation_arguments
 from segmentation.checkpoint import load_checkpoint
-from segmentation.data.cache import Unreadable, read_image
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
+from segmentation.data.images import read_image
 from segmentation.data.layouts import SUFFIXES
+from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.evaluation.scoring import score_split

@@ -103,15 +103,7 @@ def main() -> None:
     )
     place, places = rank_slice(args.parallel)
     order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=place, world=places)
-    loader = DataLoader(
-        samples,
-        batch_sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        multiprocessing_context=worker_context(device, workers),
-    )
+    loader = make_loader(samples, order, workers, device)
     steps = len(order)
     size = samples.size
     if args.batch_size == 1 and max(size) <= 32:
@@ -224,6 +216,21 @@ def open_data(args: argparse.Namespace, saved: dict | None) -> SegmentationDatas
                 f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
             )
     return data
+
+
+def make_loader(
+    samples: TrainingSamples, order: EpochOrder, workers: int, device: torch.device
+) -> DataLoader:
+    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names."""
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
+        multiprocessing_context=worker_context(device, workers),
+    )
 
 
 def start_model(

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from segmentation.data import cache
-from segmentation.data.datasets import open_dataset, parse_label_map
+from segmentation.data.datasets import open_dataset
+from segmentation.data.labels import parse_label_map
 from segmentation.errors import BadInput
 
 SIZE = (12, 16)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 from segmentation.data import datasets, scenes
-from segmentation.data.datasets import open_dataset, parse_label_map
+from segmentation.data.datasets import open_dataset
+from segmentation.data.labels import parse_label_map
 from segmentation.errors import BadInput
 
 PALETTE = [[0, 0, 0], [200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -388,7 +389,7 @@ def test_scenes(monkeypatch):
         return picture(index, *size), np.uint8(np.arange(size[0] * size[1]).reshape(size) % 24)
 
     monkeypatch.setattr(scenes, "render", render)
-    monkeypatch.setattr(scenes, "SIZES", {"train": 3, "val": 2, "test": 1})
+    monkeypatch.setattr(scenes, "IMAGES_PER_SPLIT", {"train": 3, "val": 2, "test": 1})
     data = open_dataset("scenes", image_size=(32, 48))
     assert data.splits["train"] == ["train/0000", "train/0001", "train/0002"]
     assert np.array_equal(data.image("val/0001"), picture(1, 32, 48))
@@ -400,7 +401,7 @@ def test_scenes(monkeypatch):
 
 
 def test_real_scenes_have_exact_masks_of_their_size(monkeypatch):
-    monkeypatch.setattr(scenes, "SIZES", {"train": 1, "val": 1, "test": 1})
+    monkeypatch.setattr(scenes, "IMAGES_PER_SPLIT", {"train": 1, "val": 1, "test": 1})
     data = open_dataset("scenes", image_size=(64, 96))
     image, ids = scenes.render(0, "train", 0, (64, 96))
     assert np.array_equal(data.image("train/0000"), image)

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
+from segmentation.data.samples import EpochOrder, TrainingSamples
 from segmentation.errors import BadInput
+from train import make_loader
 
 CPU = torch.device("cpu")
+
+FAST = {"augmentation": "fast", "scale_range": (0.76, 1.32)}
 
 
 class Pairs:
@@ -40,11 +43,11 @@ def test_the_originals_come_once_and_exact_then_the_extra_ones():
     samples, pairs = make_samples(crop=None), Pairs()
     assert len(samples) == 16
     for index, name in enumerate(pairs.splits["train"]):
-        sample = samples[0, index]
+        sample = samples[0, index, 1]
         assert sample["name"] == name
         assert np.array_equal(sample["image"].permute(1, 2, 0), pairs.image(name))
         assert np.array_equal(sample["mask"], pairs.mask(name))
-    extra = [samples[epoch, index] for epoch in range(20) for index in range(10, 16)]
+    extra = [samples[epoch, index, 1] for epoch in range(20) for index in range(10, 16)]
     assert {sample["name"] for sample in extra} == set(pairs.splits["train"])
     assert not any(
         np.array_equal(s["image"].permute(1, 2, 0), pairs.image(s["name"])) for s in extra
@@ -54,10 +57,10 @@ def test_the_originals_come_once_and_exact_then_the_extra_ones():
 @pytest.mark.parametrize("index", [2, 12])
 def test_a_sample_repeats_for_its_key_and_differs_between_epochs_and_seeds(index):
     samples = make_samples()
-    assert equal(samples[3, index], samples[3, index])
-    assert not equal(samples[3, index], samples[4, index])
+    assert equal(samples[3, index, 1], samples[3, index, 1])
+    assert not equal(samples[3, index, 1], samples[4, index, 1])
     other = TrainingSamples(Pairs(), "train", crop=(24, 32), augment=6, seed=8)
-    assert not equal(samples[3, index], other[3, index])
+    assert not equal(samples[3, index, 1], other[3, index, 1])
 
 
 def test_a_coarse_sample_is_the_same_view_at_half_the_size():
@@ -65,9 +68,9 @@ def test_a_coarse_sample_is_the_same_view_at_half_the_size():
         def image(self, name):
             return super().image(name)[:8, :10].repeat(16, 0).repeat(16, 1)
 
-    samples = TrainingSamples(Blocks(), "train", crop=(64, 96), augment=6, seed=7, recipe="fast")
+    samples = TrainingSamples(Blocks(), "train", crop=(64, 96), augment=6, seed=7, **FAST)
     for index in range(16):
-        fine, coarse = samples[1, index], samples[1, index, 2]
+        fine, coarse = samples[1, index, 1], samples[1, index, 2]
         assert coarse["image"].shape == (3, 32, 48) and coarse["mask"].shape == (32, 48)
         assert (fine["name"], fine["key"]) == (coarse["name"], coarse["key"])
         means = torch.nn.functional.avg_pool2d(fine["image"].float(), 2)
@@ -89,17 +92,17 @@ def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
             crop=(16, 24),
             augment=0,
             seed=7,
-            recipe="fast",
-            sizes=(scale, scale),
+            augmentation="fast",
+            scale_range=(scale, scale),
         )
         assert all(
-            len(samples[0, i]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples))
+            len(samples[0, i, 1]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples))
         )
 
 
 def test_samples_stay_as_large_as_a_model_takes():
-    samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, recipe="fast")
-    assert [samples[0, 0, shrink]["mask"].shape for shrink in (1, 2, 4)] == [
+    samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, **FAST)
+    assert [samples[0, 0, divisor]["mask"].shape for divisor in (1, 2, 4)] == [
         (70, 200),
         (35, 100),
         (35, 100),
@@ -108,11 +111,11 @@ def test_samples_stay_as_large_as_a_model_takes():
 
 def test_the_size_is_asked_for_each_step():
     order = EpochOrder(16, 4, seed=7)
-    order.set_epoch(1, start=1, shrink=lambda step: (4, 2, 2, 1)[step])
+    order.set_epoch(1, start=1, divisor_at=lambda step: (4, 2, 2, 1)[step])
     places = [key for batch in order for key in batch]
-    assert [key[2:] for key in places] == [(2,)] * 8 + [()] * 4
+    assert [key[2] for key in places] == [2] * 8 + [1] * 4
     order.set_epoch(1, start=1)
-    assert [key[:2] for key in places] == [
+    assert [(*key[:2], 1) for key in places] == [
         key for batch in order for key in batch
     ]  # the same samples, coarser
 
@@ -120,7 +123,9 @@ def test_the_size_is_asked_for_each_step():
 def test_keys_are_distinct_and_survive_batching():
     samples = make_samples()
     keys = {
-        (epoch, index): samples[epoch, index]["key"] for epoch in range(5) for index in range(16)
+        (epoch, index, 1): samples[epoch, index, 1]["key"]
+        for epoch in range(5)
+        for index in range(16)
     }
     assert (
         len(set(keys.values())) == 80
@@ -142,16 +147,18 @@ def test_an_epoch_is_a_new_permutation_without_its_last_partial_batch():
     order = EpochOrder(17, 4, seed=0)
     first = list(order)
     assert len(order) == len(first) == 4 and {len(batch) for batch in first} == {4}
-    assert len({index for batch in first for _, index in batch}) == 16
+    assert len({index for batch in first for _, index, _ in batch}) == 16
     assert list(order) == first
     order.set_epoch(1)
     second = list(order)
-    assert {epoch for batch in second for epoch, _ in batch} == {1}
-    assert [i for batch in first for _, i in batch] != [i for batch in second for _, i in batch]
+    assert {epoch for batch in second for epoch, _, _ in batch} == {1}
+    assert [i for batch in first for _, i, _ in batch] != [
+        i for batch in second for _, i, _ in batch
+    ]
     left_out = set()
     for epoch in range(40):
         order.set_epoch(epoch)
-        left_out |= set(range(17)) - {index for batch in order for _, index in batch}
+        left_out |= set(range(17)) - {index for batch in order for _, index, _ in batch}
     assert len(left_out) > 5
 
 
@@ -205,7 +212,7 @@ def test_bad_input_is_told_with_the_way_out():
         match=r"3\.png has 20 x 30 pixels but 0\.png has 40 x 50.*--crop H W.*--image-size H W",
     ):
         make_samples(crop=None, odd_one=(20, 30))
-    assert make_samples(odd_one=(20, 30))[0, 3]["mask"].shape == (24, 32)
+    assert make_samples(odd_one=(20, 30))[0, 3, 1]["mask"].shape == (24, 32)
     with pytest.raises(BadInput, match="'val' has no images"):
         TrainingSamples(Pairs(), "val", crop=None, augment=0, seed=0)
     with pytest.raises(

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from segmentation.data.scenes import SIZES, render
-from segmentation.data.scenes.canvas import View, disc, polygon, rectangle, rgb, strokes
+from segmentation.data.scenes import IMAGES_PER_SPLIT, render
+from segmentation.data.scenes.shapes import disc, polygon, rectangle, strokes
+from segmentation.data.scenes.view import View, rgb
 
 GROUPS = {
     "obstacles": [0, 6, 10, 11, 12, 13, 14, 21, 22, 23],
@@ -33,7 +34,9 @@ def test_a_scene_is_the_same_every_time():
 
 
 def test_seed_split_and_index_each_give_another_scene():
-    keys = [(seed, split, index) for seed in (0, 1) for split in SIZES for index in (0, 1, 2)]
+    keys = [
+        (seed, split, index) for seed in (0, 1) for split in IMAGES_PER_SPLIT for index in (0, 1, 2)
+    ]
     masks = [render(*key, (32, 32))[1] for key in keys]
     for k, mask in enumerate(masks):
         assert all((mask != other).mean() > 0.2 for other in masks[:k])
@@ -98,7 +101,7 @@ def test_mask_holds_the_pixels_whose_centre_is_inside():
         view.x[20, 31] - view.x[20, 30], view.y[20, 31] - view.y[20, 30]
     ) == pytest.approx(view.extent / 90, rel=1e-3)
     corners = rectangle(np.array([1.0, -0.5]), 6, 3, angle=0.4)
-    view.paint(polygon(corners), 9, rgb(255, 255, 255))
+    view.paint(polygon(corners), 9, rgb(0xFFFFFF))
     c, s = np.cos(0.4), np.sin(0.4)
     along, across = c * (view.x - 1) + s * (view.y + 0.5), -s * (view.x - 1) + c * (view.y + 0.5)
     inside = (np.abs(along) < 3) & (np.abs(across) < 1.5)
@@ -136,7 +139,7 @@ def test_shadows_fall_away_from_the_sun_and_keep_labels():
 def test_what_stands_higher_leans_farther_out_and_the_mask_follows():
     view = View(np.random.default_rng(2), (120, 120))
     base = rectangle(np.array([4.0, 0.0]), 2, 2)
-    view.box(base, 3.0, 10, rgb(200, 0, 0), rgb(0, 0, 200))
+    view.box(base, 3.0, 10, rgb(0xC80000), rgb(0x0000C8))
     scale = view.altitude / (view.altitude - 3)
     inside = (
         (view.x > 3)
@@ -152,7 +155,7 @@ def test_what_stands_higher_leans_farther_out_and_the_mask_follows():
 
 def test_a_box_casts_its_shadow_from_its_foot_to_its_top():
     view = View(np.random.default_rng(2), (120, 120))
-    view.box(rectangle(np.zeros(2), 1, 1), 4.0, 22, rgb(90, 90, 90), rgb(90, 90, 90))
+    view.box(rectangle(np.zeros(2), 1, 1), 4.0, 22, rgb(0x5A5A5A), rgb(0x5A5A5A))
     for height, lit in ((-1.5, True), (2.5, False), (3.5, False), (6.0, True)):
         x, y = height * view.sun
         at = np.unravel_index(np.argmin(np.hypot(view.x - x, view.y - y)), view.x.shape)

@@ -1,6 +1,7 @@
 """One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
 
 from dataclasses import astuple, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,14 +10,17 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as V
 
 from segmentation.data.transforms import (
-    Draw,
-    draw_augmentation,
-    draw_crop,
+    Augmentation,
+    draw_deck,
     draw_fast,
+    draw_window,
     transform_pair,
     view_size,
     window_corner,
 )
+
+SCALES = (0.76, 1.32)  # of the fast recipe
+draw_fast_scales = partial(draw_fast, scale_range=SCALES)
 
 
 def random_pair(height, width, seed=0):
@@ -31,11 +35,11 @@ def same(outputs, image, mask):
 
 def test_no_change_is_an_exact_copy():
     image, mask = random_pair(37, 53)
-    view, labels = transform_pair(image, mask, Draw())
+    view, labels = transform_pair(image, mask, Augmentation())
     assert view.dtype == labels.dtype == torch.uint8 and view.is_contiguous()
     assert same((view, labels), image, mask)
     assert same(
-        transform_pair(image, mask, Draw(position=(0, 0.999)), (20, 30)),
+        transform_pair(image, mask, Augmentation(position=(0, 0.999)), (20, 30)),
         image[:20, -30:],
         mask[:20, -30:],
     )
@@ -43,15 +47,19 @@ def test_no_change_is_an_exact_copy():
 
 def test_a_full_turn_through_the_interpolation_is_the_identity():
     image, mask = random_pair(37, 53)
-    assert same(transform_pair(image, mask, Draw(degrees=360.0)), image, mask)
+    assert same(transform_pair(image, mask, Augmentation(degrees=360.0)), image, mask)
     window = slice(8, 28), slice(0, 30)
-    draw = Draw(degrees=360.0, position=(0.48, 0))
+    draw = Augmentation(degrees=360.0, position=(0.48, 0))
     assert same(transform_pair(image, mask, draw, (20, 30)), image[window], mask[window])
 
 
 def test_flips_are_numpys_and_twice_is_the_identity():
     image, mask = random_pair(30, 41)
-    for draw, axes in ((Draw(True, False), 1), (Draw(False, True), 0), (Draw(True, True), (0, 1))):
+    for draw, axes in (
+        (Augmentation(True, False), 1),
+        (Augmentation(False, True), 0),
+        (Augmentation(True, True), (0, 1)),
+    ):
         view, labels = transform_pair(image, mask, draw)
         assert same((view, labels), np.flip(image, axes), np.flip(mask, axes))
         assert same(
@@ -64,17 +72,17 @@ def test_rotation_of_one_pixel_by_hand():
     # right 40.5 cos 30 + 0.5 sin 30 = 35.32, down 0.5 cos 30 - 40.5 sin 30 = -19.82, so at (185.32, 80.18).
     image, mask = np.zeros((200, 300, 3), np.uint8), np.zeros((200, 300), np.uint8)
     image[100, 190], mask[100, 190] = 200, 7
-    view, labels = transform_pair(image, mask, Draw(degrees=30.0))
+    view, labels = transform_pair(image, mask, Augmentation(degrees=30.0))
     assert divmod(int(view[0].argmax()), 300) == (80, 185)
     assert labels[80, 185] == 7
     # A flip comes before the rotation: the pixel is then 40.5 left, and lands at (114.93 + 0.25, 120.25 + 0.43).
-    view, _ = transform_pair(image, mask, Draw(flip_horizontal=True, degrees=30.0))
+    view, _ = transform_pair(image, mask, Augmentation(flip_horizontal=True, degrees=30.0))
     assert divmod(int(view[0].argmax()), 300) == (120, 115)
 
 
 def test_quarter_turn_of_a_wide_image():
     image, mask = random_pair(4, 8)
-    view, labels = transform_pair(image, mask, Draw(degrees=90.0))
+    view, labels = transform_pair(image, mask, Augmentation(degrees=90.0))
     assert same((view[:, :, 2:6], labels[:, 2:6]), np.rot90(image[:, 2:6]), np.rot90(mask[:, 2:6]))
     assert (labels[:, :2] == 255).all() and (labels[:, 6:] == 255).all()
 
@@ -83,7 +91,7 @@ def test_rotation_agrees_with_torchvision():
     generator = np.random.default_rng(0)
     mask = generator.integers(0, 12, (9, 12), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
     image = np.stack([mask * 20] * 3, -1)
-    view, labels = transform_pair(image, mask, Draw(degrees=-17.0))
+    view, labels = transform_pair(image, mask, Augmentation(degrees=-17.0))
     expected = V.rotate(torch.from_numpy(mask)[None], -17.0, InterpolationMode.NEAREST, fill=255)[0]
     assert (labels == expected).float().mean() > 0.999
     expected = V.rotate(torch.from_numpy(image).permute(2, 0, 1), -17.0, InterpolationMode.BILINEAR)
@@ -96,7 +104,7 @@ def test_the_centred_part_is_enlarged_by_hand_numbers():
     # Half of 8 columns: output column k shows source position 2.25 + k / 2; a ramp of 8 i is there 8 (1.75 + k / 2).
     image = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
     _, mask = random_pair(8, 8)
-    view, labels = transform_pair(image, mask, Draw(part=0.5))
+    view, labels = transform_pair(image, mask, Augmentation(central_crop=0.5))
     assert view[0, 3].tolist() == [14 + 4 * k for k in range(8)]
     assert np.array_equal(labels, mask[2:6, 2:6].repeat(2, 0).repeat(2, 1))
 
@@ -105,7 +113,9 @@ def test_a_small_image_lies_whole_inside_the_crop():
     image, mask = random_pair(20, 50)
     tops = set()
     for seed in range(20):
-        view, labels = transform_pair(image, mask, draw_crop(np.random.default_rng(seed)), (32, 32))
+        view, labels = transform_pair(
+            image, mask, draw_window(np.random.default_rng(seed)), (32, 32)
+        )
         top = int((labels != 255).any(1).int().argmax())
         tops.add(top)
         assert (labels != 255).sum() == 20 * 32 and (labels[top : top + 20] != 255).all()
@@ -114,7 +124,9 @@ def test_a_small_image_lies_whole_inside_the_crop():
         ).all()
 
 
-@pytest.mark.parametrize("draw", [Draw(), Draw(degrees=360.0)])  # copied, and sampled
+@pytest.mark.parametrize(
+    "draw", [Augmentation(), Augmentation(degrees=360.0)]
+)  # copied, and sampled
 def test_a_small_image_in_the_middle_by_hand(draw):
     # A crop of 8 x 9 has four rows and four columns more, so five places each: the middle one leaves two a side.
     image, mask = random_pair(4, 5)
@@ -132,7 +144,7 @@ def test_image_and_mask_agree_under_every_draw():
             border[mask != np.roll(mask, step, axis)] = 255
     image = np.stack([mask * 20, border, border], -1)
     for seed in range(500):
-        draw = draw_augmentation(np.random.default_rng(seed))
+        draw = draw_deck(np.random.default_rng(seed))
         view, labels = transform_pair(image, mask, draw, (64, 64) if seed % 2 else None)
         comparable = (view[1] == 0) & (labels != 255)
         assert comparable.float().mean() > 0.4
@@ -146,8 +158,8 @@ def test_labels_stay_exact_whatever_the_mask_size(crop):
     for seed, size in enumerate([(40, 60), (20, 30), (120, 180), (33, 47)] * 25):
         mask = np.random.default_rng(seed).choice(np.array([0, 3, 200], np.uint8), size)
         for draw in (
-            draw_augmentation(np.random.default_rng(seed)),
-            draw_crop(np.random.default_rng(seed)),
+            draw_deck(np.random.default_rng(seed)),
+            draw_window(np.random.default_rng(seed)),
         ):
             view, labels = transform_pair(image, mask, draw, crop)
             assert tuple(labels.shape) == tuple(view.shape[1:]) == (crop or (40, 60))
@@ -156,33 +168,33 @@ def test_labels_stay_exact_whatever_the_mask_size(crop):
 
 def test_a_finer_mask_of_the_same_labels_gives_the_same_labels():
     image, mask = random_pair(40, 60)
-    for draw in [Draw(), *(draw_augmentation(np.random.default_rng(seed)) for seed in range(20))]:
+    for draw in [Augmentation(), *(draw_deck(np.random.default_rng(seed)) for seed in range(20))]:
         labels = transform_pair(image, mask, draw, (30, 30))[1]
         finer = transform_pair(image, mask.repeat(3, 0).repeat(5, 1), draw, (30, 30))[1]
         assert (finer == labels).float().mean() > 0.995
     centres = np.full((120, 300), 99, np.uint8)
     centres[1::3, 2::5] = mask
-    assert same(transform_pair(image, centres, Draw()), image, mask)
+    assert same(transform_pair(image, centres, Augmentation()), image, mask)
 
 
 def test_outside_the_source_the_image_repeats_its_edge():
     image = np.full((20, 30, 3), 90, np.uint8)
-    for draw in (Draw(), Draw(degrees=20.0)):
+    for draw in (Augmentation(), Augmentation(degrees=20.0)):
         view, labels = transform_pair(image, image[:, :, 0], draw, (40, 40))
         assert (labels == 255).any() and (view == 90).all()
 
 
 def test_draws_cover_their_ranges():
-    draws = [draw_augmentation(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    draws = [draw_deck(np.random.default_rng([0, 0, index])) for index in range(2000)]
     degrees = np.array([draw.degrees for draw in draws])
     assert -30 <= degrees.min() < -29 and 29 < degrees.max() <= 30 and abs(degrees.mean()) < 1.5
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
     assert abs(np.mean([draw.flip_vertical for draw in draws]) - 0.5) < 0.05
-    assert {draw.part for draw in draws} == {0.7}
+    assert {draw.central_crop for draw in draws} == {0.7}
 
 
 def test_fast_draws_cover_their_ranges():
-    draws = [draw_fast(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    draws = [draw_fast(np.random.default_rng([0, 0, index]), SCALES) for index in range(2000)]
     light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
     assert (
         (light >= 0.7).all()
@@ -191,7 +203,7 @@ def test_fast_draws_cover_their_ranges():
         and (light <= 1.3).all()
     )
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
-    for sizes in ((0.76, 1.32), (1.0, 4.0)):
+    for sizes in (SCALES, (1.0, 4.0)):
         scales = [
             draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)
         ]
@@ -201,7 +213,7 @@ def test_fast_draws_cover_their_ranges():
         assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
-@pytest.mark.parametrize("draw, numbers", [(draw_crop, 2), (draw_augmentation, 5), (draw_fast, 7)])
+@pytest.mark.parametrize("draw, numbers", [(draw_window, 2), (draw_deck, 5), (draw_fast_scales, 7)])
 def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
     drawn = [astuple(draw(np.random.default_rng([0, 0, index]))) for index in range(2000)]
     table = np.array(
@@ -217,7 +229,7 @@ def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
     assert (positions < 1).all() and (positions.max(0) > 0.99).all()
 
 
-@pytest.mark.parametrize("draw", [draw_augmentation, draw_fast])
+@pytest.mark.parametrize("draw", [draw_deck, draw_fast_scales])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
     image, mask = random_pair(
         61, 91
@@ -252,7 +264,7 @@ class Frame:
 
 def test_only_the_window_is_read():
     for seed in range(50):
-        for draw, side in ((draw_crop, 256), (draw_augmentation, 0.7 * 256 * (3**0.5 + 1) / 2 + 5)):
+        for draw, side in ((draw_window, 256), (draw_deck, 0.7 * 256 * (3**0.5 + 1) / 2 + 5)):
             image, mask = Frame(4000, 6000, 3), Frame(4000, 6000)
             transform_pair(image, mask, draw(np.random.default_rng(seed)), (256, 256))
             assert 0 < image.read <= 3 * side**2 and 0 < mask.read <= side**2
@@ -260,7 +272,7 @@ def test_only_the_window_is_read():
 
 def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     image, mask = random_pair(36, 52)
-    half, labels = transform_pair(image, mask, Draw(scale=0.5))
+    half, labels = transform_pair(image, mask, Augmentation(scale=0.5))
     means = image.reshape(18, 2, 26, 2, 3).mean((1, 3))
     assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
     corners = [
@@ -268,12 +280,12 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     ]  # all four are equally near
     assert torch.stack([labels == corner for corner in corners]).any(0).all()
     quarter, _ = transform_pair(
-        image, mask, Draw(scale=0.25)
+        image, mask, Augmentation(scale=0.25)
     )  # sixteen, of which interpolation alone sees four
     means = image.reshape(9, 4, 13, 4, 3).mean((1, 3))
     assert np.abs(quarter.permute(1, 2, 0).numpy() - means).max() <= 0.5
     ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
-    twice, _ = transform_pair(ramp, random_pair(8, 8)[1], Draw(scale=2.0))
+    twice, _ = transform_pair(ramp, random_pair(8, 8)[1], Augmentation(scale=2.0))
     assert twice.shape == (3, 16, 16) and twice[0, 3, 1:-1].tolist() == [
         2 + 4 * k for k in range(14)
     ]
@@ -281,13 +293,13 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
 
 def test_a_views_sides_are_rounded_to_the_nearest_and_never_to_nothing():
     image, mask = random_pair(13, 11)
-    assert transform_pair(image, mask, Draw(scale=0.75))[1].shape == (10, 8)  # 9.75 x 8.25
-    assert transform_pair(image, mask, Draw(scale=0.01))[1].shape == (1, 1)
+    assert transform_pair(image, mask, Augmentation(scale=0.75))[1].shape == (10, 8)  # 9.75 x 8.25
+    assert transform_pair(image, mask, Augmentation(scale=0.01))[1].shape == (1, 1)
 
 
 def test_a_small_view_of_an_odd_source_does_not_shift():
     ramp = np.zeros((61, 101, 3), np.uint8) + 2 * np.arange(101, dtype=np.uint8)[None, :, None]
-    view, _ = transform_pair(ramp, ramp[:, :, 0], Draw(scale=0.4))
+    view, _ = transform_pair(ramp, ramp[:, :, 0], Augmentation(scale=0.4))
     positions = (np.arange(40) + 0.5) * 101 / 40 - 0.5
     assert np.abs(view[0, 5].numpy() - 2 * positions)[1:-1].max() <= 0.51
 
@@ -297,14 +309,16 @@ def test_light_by_hand_numbers():
     image = np.array([[[200, 0, 0], [100, 100, 100]]], np.uint8)
     mask = np.array([[0, 1]], np.uint8)
     for draw, expected in (
-        (Draw(saturation=0.5), [[133, 33, 33], [100, 100, 100]]),
-        (Draw(contrast=0.5), [[142, 42, 42], [92, 92, 92]]),
-        (Draw(brightness=1.2), [[217, 17, 17], [117, 117, 117]]),
+        (Augmentation(saturation=0.5), [[133, 33, 33], [100, 100, 100]]),
+        (Augmentation(contrast=0.5), [[142, 42, 42], [92, 92, 92]]),
+        (Augmentation(brightness=1.2), [[217, 17, 17], [117, 117, 117]]),
     ):
         view, labels = transform_pair(image, mask, draw)
         assert view[:, 0].T.tolist() == expected and torch.equal(labels, torch.from_numpy(mask))
     # Greys 250 and 10, mean 130: 130 +- 1.3 x 120 is 286 and -26, beyond what a byte can hold.
-    view, _ = transform_pair(np.array([[[250] * 3, [10] * 3]], np.uint8), mask, Draw(contrast=1.3))
+    view, _ = transform_pair(
+        np.array([[[250] * 3, [10] * 3]], np.uint8), mask, Augmentation(contrast=1.3)
+    )
     assert view[:, 0].T.tolist() == [[255] * 3, [0] * 3]
 
 
@@ -315,7 +329,7 @@ def test_fast_draws_keep_image_and_mask_together():
     image = np.stack([mask * 20] * 3, -1)
     sizes = []
     for seed in range(300):
-        draw = draw_fast(np.random.default_rng(seed))
+        draw = draw_fast(np.random.default_rng(seed), SCALES)
         sizes.append(np.log2(draw.scale))
         assert (
             not draw.flip_vertical
@@ -335,7 +349,7 @@ def test_labels_of_a_small_view_are_those_at_its_pixels_centres(crop):
     """Sides and scale are odd, so that windows are, and no centre lies between two pixels of the mask."""
     image, mask = random_pair(89, 131)
     for seed in range(20):
-        draw = Draw(position=tuple(np.random.default_rng(seed).random(2)), scale=0.2)
+        draw = Augmentation(position=tuple(np.random.default_rng(seed).random(2)), scale=0.2)
         _, labels = transform_pair(image, mask, draw, crop)
         size, corner = (
             view_size(draw, mask.shape),

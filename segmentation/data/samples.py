@@ -1,4 +1,7 @@
-"""Training samples, their order and the loader: every draw is keyed by (seed, epoch, index), not by rank or worker."""
+"""Training samples, their order and the loader.
+
+Every draw is keyed by (seed, epoch, index), never by a rank, a worker or a process.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,16 +12,26 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import BadInput
-from .transforms import SIZES, draw_augmentation, draw_crop, draw_fast, transform_pair
+from .transforms import draw_deck, draw_fast, draw_window, transform_pair
+
+SMALLEST = 32  # side of a sample: models take no less
+
+Key = tuple[int, int, int]  # epoch, index, divisor
 
 
 class TrainingSamples(Dataset):
-    """The images of a split once each, then `augment` extra samples, each a random image under a random augmentation.
+    """The images of a split once each, then extra samples of random images.
 
-    With the recipe "fast" the images themselves are augmented too, at a scale in `sizes` (the deck's draws have none).
+    Args:
+        data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) ->
+            uint8 labels.
+        crop: (h, w) of a random window of every sample; None: windows of the images' size.
+        augment: how many extra samples there are.
+        augmentation: "deck" augments the extra samples, "fast" the images themselves too.
+        scale_range: of the fast augmentation.
 
-    data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) -> uint8 labels. crop: (h, w)
-    of a random window of every sample, or None for windows of the images' size, which must then be one (else BadInput).
+    Raises:
+        BadInput: if the split is empty, or its images differ in size and `crop` is None.
     """
 
     def __init__(
@@ -29,18 +42,15 @@ class TrainingSamples(Dataset):
         crop: tuple[int, int] | None,
         augment: int,
         seed: int,
-        recipe: str = "deck",
-        sizes: tuple[float, float] = SIZES,
+        augmentation: str = "deck",
+        scale_range: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.data, self.names = data, list(data.splits[split])
         self.crop, self.augment, self.seed = crop, augment, seed
-        fast = partial(draw_fast, sizes=sizes)
-        # of the images themselves, of the extra samples
-        draws: dict[str, tuple[Callable, Callable]] = {
-            "deck": (draw_crop, draw_augmentation),
-            "fast": (fast, fast),
-        }
-        self.draw_image, self.draw_extra = draws[recipe]
+        fast = partial(draw_fast, scale_range=scale_range)
+        # How the images themselves are drawn, and how the extra samples.
+        draws: dict[str, list[Callable]] = {"deck": [draw_window, draw_deck], "fast": [fast, fast]}
+        self.draw_image, self.draw_extra = draws[augmentation]
         if not self.names:
             raise BadInput(
                 f"the split {split!r} has no images; put some there or choose another split"
@@ -55,42 +65,62 @@ class TrainingSamples(Dataset):
             other = self.data.image(name).shape[:2]
             if other != size:
                 raise BadInput(
-                    f"{name} has {other[0]} x {other[1]} pixels but {first} has {size[0]} x {size[1]}, and a batch "
-                    "needs one size; use --crop H W for random windows or --image-size H W to resize all images"
+                    f"{name} has {other[0]} x {other[1]} pixels but {first} has "
+                    f"{size[0]} x {size[1]}, and a batch needs one size; "
+                    "use --crop H W for random windows or --image-size H W to resize all images"
                 )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a sample that is not shrunk."""
+        return self.crop or self.data.image(self.names[0]).shape[:2]
 
     def __len__(self) -> int:
         return len(self.names) + self.augment
 
-    def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
-        """(epoch, index) -> image uint8 3 x h x w, mask uint8 h x w, key (63 bits, of seed, epoch and index), name.
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The sample of (epoch, index, divisor): image, mask, key, name.
 
-        A third number in the key divides h and w, as far as they stay 32 or more: the same view, coarser.
+        image: uint8 3 x h x w; mask: uint8 h x w; key: 63 bits, of seed, epoch and index; name: of
+        the image. The divisor shrinks the view: h and w are divided by it, or by as much as leaves
+        them 32.
         """
-        epoch, index, shrink = (*key, 1)[:3]
+        epoch, index, divisor = key
         generator = np.random.default_rng([self.seed, epoch, index])
         sample_key = int(generator.integers(2**63))
         if index < len(self.names):
-            name, draw = self.names[index], self.draw_image(generator)
+            name = self.names[index]
+            drawn = self.draw_image(generator)
         else:
-            name, draw = self.names[generator.integers(len(self.names))], self.draw_extra(generator)
-        image, mask = self.data.image(name), self.data.mask(name)
+            name = self.names[generator.integers(len(self.names))]
+            drawn = self.draw_extra(generator)
+        image = self.data.image(name)
+        mask = self.data.mask(name)
         height, width = self.crop or image.shape[:2]
-        shrink = max(1, min(shrink, height // 32, width // 32))
-        draw = replace(draw, scale=draw.scale / shrink)
-        image, mask = transform_pair(image, mask, draw, (height // shrink, width // shrink))
+        divisor = max(1, min(divisor, height // SMALLEST, width // SMALLEST))
+        drawn = replace(drawn, scale=drawn.scale / divisor)
+        image, mask = transform_pair(image, mask, drawn, (height // divisor, width // divisor))
         return {"image": image, "mask": mask, "key": sample_key, "name": name}
 
 
-class EpochOrder(Sampler[list[tuple[int, ...]]]):
-    """This rank's slice of every global batch of an epoch, as lists of (epoch, index), or of (epoch, index, shrink).
+class EpochOrder(Sampler[list[Key]]):
+    """This rank's slice of every global batch of an epoch, as lists of keys of samples.
 
-    Slices are contiguous and their sizes differ by at most one: joined over ranks they are the batch of one process.
-    The last partial batch is dropped. BadInput if no full batch is left, or if a rank would get none of a batch.
+    Slices are contiguous and their sizes differ by at most one: joined over ranks they are the
+    batch of one process. The last partial batch is dropped.
+
+    Raises:
+        BadInput: if there is no full batch, or a rank would get none of a batch.
     """
 
     def __init__(
-        self, count: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < world:
             raise BadInput(
@@ -107,25 +137,26 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
         self.set_epoch(0)
 
     def set_epoch(
-        self, epoch: int, start: int = 0, shrink: Callable[[int], int] = lambda step: 1
+        self,
+        epoch: int,
+        start: int = 0,
+        divisor_at: Callable[[int], int] = lambda step: 1,
     ) -> None:
-        """Choose the epoch, the first step of it to give (a resumed run has done those before) and the samples' size.
+        """Choose the epoch.
 
-        shrink: of a step, when it is ordered: what height and width of its samples are divided by.
+        start: the first step to give; a resumed run has done those before.
+        divisor_at: step -> divisor of its samples, asked when the step is ordered.
         """
-        self.epoch, self.start, self.shrink = epoch, start, shrink
+        self.epoch, self.start, self.divisor_at = epoch, start, divisor_at
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         # No sample has the index `count`, so the order shares no stream with a sample.
-        order = (
-            np.random.default_rng([self.seed, self.epoch, self.count])
-            .permutation(self.count)
-            .tolist()
-        )
+        generator = np.random.default_rng([self.seed, self.epoch, self.count])
+        order = generator.permutation(self.count).tolist()
         for step in range(self.start, self.count // self.batch_size):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            size = () if (shrink := self.shrink(step)) == 1 else (shrink,)
-            yield [(self.epoch, index, *size) for index in batch[self.slice]]
+            divisor = self.divisor_at(step)
+            yield [(self.epoch, index, divisor) for index in batch[self.slice]]

@@ -23,20 +23,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from segmentation.hardware import keep_freed_memory
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import SegFormer
 from segmentation.data.datasets import SegmentationDataset, open_dataset
-from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
-from segmentation.data.transforms import SIZES
-from segmentation.hardware import keep_freed_memory
+from segmentation.data.samples import EpochOrder, TrainingSamples
 from segmentation.recipes import criterion_for, optimizer_for
+from train import make_loader
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version
 try:
@@ -50,7 +52,8 @@ except ImportError:
     sys.exit(2)
 
 ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
-LIGHT = (0.7, 1.3)  # of the fast recipe
+LIGHT, SCALES = (0.7, 1.3), (0.76, 1.32)  # of the fast recipe
+RECIPES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
 
 Prepare = Callable[[int], Any]  # the number of an image -> a sample
@@ -105,7 +108,7 @@ def main() -> None:
 
 def prepare_ours(data: SegmentationDataset, recipe: str, shrink: int) -> Prepare:
     """Augmented samples alone; keys like those of the sampler."""
-    samples = TrainingSamples(data, "train", crop=None, augment=10**6, seed=0, recipe=recipe)
+    samples = TrainingSamples(data, "train", crop=None, augment=10**6, seed=0, **RECIPES[recipe])
     keys = iter(range(len(samples.names), len(samples)))
     return lambda _: samples[0, next(keys), shrink]
 
@@ -119,7 +122,7 @@ def prepare_torchvision(
         turn = v2.RandomRotation(30, BILINEAR, fill=OUTSIDE)
         transform = v2.Compose([*flips, turn, v2.CenterCrop(part), v2.Resize(small, BILINEAR)])
     else:
-        scale = v2.ScaleJitter(small, SIZES, BILINEAR)
+        scale = v2.ScaleJitter(small, SCALES, BILINEAR)
         window = v2.RandomCrop(small, pad_if_needed=True, fill=OUTSIDE)
         light = v2.ColorJitter(LIGHT, LIGHT, LIGHT)
         transform = v2.Compose([scale, window, v2.RandomHorizontalFlip(), light])
@@ -142,7 +145,7 @@ def prepare_albumentations(
         turn = A.Rotate(30, border_mode=cv2.BORDER_CONSTANT, fill_mask=255, p=1)
         steps = [*flips, turn, A.CenterCrop(*part), A.Resize(*small)]
     else:
-        scale = A.RandomScale([side / shrink - 1 for side in SIZES], p=1)
+        scale = A.RandomScale([side / shrink - 1 for side in SCALES], p=1)
         pad = A.PadIfNeeded(*small, border_mode=cv2.BORDER_CONSTANT, fill_mask=255)
         light = A.ColorJitter(LIGHT, LIGHT, LIGHT, hue=(0, 0), p=1)
         steps = [scale, pad, A.RandomCrop(*small), A.HorizontalFlip(p=0.5), light]
@@ -190,10 +193,10 @@ def loader_of(data: SegmentationDataset, workers: int) -> Callable[[], int]:
 
 
 def loader(data: SegmentationDataset, workers: int) -> torch.utils.data.DataLoader:
-    samples = TrainingSamples(data, "train", crop=None, augment=1200, seed=0, recipe="fast")
+    samples = TrainingSamples(data, "train", crop=None, augment=1200, seed=0, **RECIPES["fast"])
     order = EpochOrder(3 * STEPS * BATCH, BATCH, seed=0)
-    order.set_epoch(0, shrink=lambda step: 2)
-    return make_loader(samples, order, workers)
+    order.set_epoch(0, divisor_at=lambda step: 2)
+    return make_loader(samples, order, workers, torch.device("cpu"))
 
 
 def images_per_s(prepare: Prepare) -> float:

@@ -1,0 +1,128 @@
+"""One image/mask pair, through the cache: read from its files, or rendered."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+
+from . import scenes
+from .cache import entry_of, load_array, load_record, store
+from .images import histogram, read_image, read_mask
+from .labels import check_declared
+from .problems import Antialiased, Problem, Unreadable
+
+Size = tuple[int, int]
+
+
+class Pair(NamedTuple):
+    """The cache entries of an image and its mask, and what their records say."""
+
+    image: Path
+    mask: Path
+    digest: str  # of the image file
+    counts: list[int]  # pixels of each label 0..255
+
+
+def read_pair(
+    root: Path,
+    name: str,
+    mask_name: str,
+    table: ndarray,
+    colours: dict[int, int] | None,
+    size: Size | None,
+) -> Pair | list[Problem]:
+    """The cache entries of a pair, made now where missing; or all that is wrong with it."""
+    image_file = root / name
+    mask_file = root / mask_name
+    try:
+        image_key = _file_key(image_file)
+        mask_key = _file_key(mask_file)
+    except OSError as error:
+        sentence = f"cannot be opened ({error.strerror}); mend or remove it"
+        return [Problem(f"{name} or {mask_name}: {sentence}")]
+    # An image entry says that the image was checked against this very mask file.
+    image_entry = entry_of([image_key, mask_key], size)
+    mask_entry = entry_of(mask_key, table.tobytes(), colours)
+    image_record = load_record(image_entry)
+    mask_record = load_record(mask_entry)
+    mask_shape = mask_record["shape"] if mask_record else None
+    problems: list[Problem] = []
+
+    with _noting(problems, mask_name):
+        if mask_record is None:
+            stored = read_mask(mask_file, colours)
+            mask_shape = stored.shape
+            check_declared(histogram(stored), table)
+            mask = table.astype(np.uint8)[stored]
+            mask_record = store(mask_entry, mask, counts=histogram(mask))
+
+    with _noting(problems, name):
+        if image_record is None:
+            mask_size = (mask_shape[1], mask_shape[0]) if mask_shape else None
+            image, digest = read_image(image_file, mask_size)
+            if mask_size:
+                _check_sizes(image.size, mask_size, mask_name)
+            if problems:
+                return problems
+            if size:
+                # Pillow widens its filter with the scale, so this does not alias.
+                image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+            image_record = store(image_entry, np.asarray(image), digest=digest)
+
+    if image_record is None or mask_record is None:
+        return problems
+    return Pair(image_entry, mask_entry, image_record["digest"], mask_record["counts"])
+
+
+@contextmanager
+def _noting(problems: list[Problem], name: str) -> Iterator[None]:
+    """Turn Unreadable into a problem of that file."""
+    try:
+        yield
+    except Unreadable as reason:
+        problems.append(Problem(f"{name}: {reason}", isinstance(reason, Antialiased)))
+
+
+def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
+    """Unreadable if an image and its mask, both (width, height), differ in size."""
+    if image == mask:
+        return
+    advice = "export the mask again"
+    if image == mask[::-1]:
+        advice = "width and height are swapped, turn one of the two"
+    raise Unreadable(
+        f"{image[0]} x {image[1]} pixels, its mask {mask_name} {mask[0]} x {mask[1]}: {advice}"
+    )
+
+
+def _file_key(path: Path) -> tuple[str, int, int]:
+    """A file's path, size and time of change: another key, another content."""
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def render_pair(
+    version: str,
+    seed: int,
+    name: str,
+    size: Size,
+    table: ndarray,
+) -> Pair:
+    """The cache entries of a scene, made now where missing."""
+    image_entry = entry_of(version, seed, name, size, "image")
+    ids_entry = entry_of(version, seed, name, size, "ids")
+    mask_entry = entry_of(ids_entry, table.tobytes())
+    if load_record(image_entry) is None or load_record(ids_entry) is None:
+        split, index = name.split("/")
+        image, ids = scenes.render(seed, split, int(index), size)
+        store(image_entry, image)
+        store(ids_entry, ids)
+    record = load_record(mask_entry)
+    if record is None:
+        mask = table.astype(np.uint8)[load_array(ids_entry)]
+        record = store(mask_entry, mask, counts=histogram(mask))
+    return Pair(image_entry, mask_entry, "", record["counts"])
