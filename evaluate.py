@@ -25,10 +25,11 @@ from segmentation.arguments import evaluation_arguments
 from segmentation.checkpoint import load_checkpoint, write_atomically
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
+from segmentation.evaluation.inference import predict_labels
 from segmentation.evaluation.scoring import score_split
 from segmentation.folders import make_folder, predict_folder
 from segmentation.report import write_report
-from segmentation.report.pictures import Example, Picture, error_map, palette_image, predict_labels, thumbnail
+from segmentation.report.pictures import Example, Picture, error_map, palette_image, thumbnail
 from segmentation.report.sections import hardware_of
 from segmentation.report.tables import Entry, choose_examples, comparison_table, format_score, format_table
 from segmentation.training.run_folder import environment

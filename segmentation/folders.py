@@ -14,8 +14,8 @@ from .data.cache import Unreadable, read_image
 from .data.layouts import SUFFIXES
 from .distributed import gather, rank, world_size
 from .errors import BadInput
-from .evaluation.inference import Flips
-from .report.pictures import overlay, palette_image, predict_labels
+from .evaluation.inference import Flips, predict_labels
+from .report.pictures import overlay, palette_image
 
 ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 

@@ -10,9 +10,9 @@ from conftest import run_script
 from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
-from segmentation.evaluation.inference import LARGE_TILE, LARGEST_WHOLE, predict_strips, usual_tile
+from segmentation.evaluation.inference import LARGE_TILE, LARGEST_WHOLE, predict_labels, predict_strips, usual_tile
 from segmentation.metrics import ConfusionMatrix
-from segmentation.report.pictures import UNSCORED, WRONG, error_map, overlay, palette_image, predict_labels, thumbnail
+from segmentation.report.pictures import UNSCORED, WRONG, error_map, overlay, palette_image, thumbnail
 
 FLAGS = ("--encoder-weights", "none", "--epochs", 2, "--batch-size", 8, "--augment", 8, "--workers", 0)
 

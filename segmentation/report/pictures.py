@@ -4,17 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
-
-from ..evaluation.inference import Flips, Size, predict_strips, usual_tile
 
 IGNORED = 255
 LONGEST = 800  # pixels of the longer side of a picture in a report
 WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `error_map`
-
-Palette = list[list[int]]
 
 
 @dataclass
@@ -34,31 +28,7 @@ class Example:
     pictures: list[Picture]
 
 
-def predict_labels(
-    model: nn.Module,
-    image: np.ndarray,
-    size: Size,
-    *,
-    tile: int | None,
-    flips: Flips,
-    device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class and confidence of each pixel: two uint8 arrays of `size`, the second 255 times the class's probability.
-
-    image: uint8 H x W x 3. The strips are those that scores are taken from; of their floats one strip is held.
-    """
-    tile = tile or usual_tile(image)
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    for top, probability in predict_strips(
-        model, image, output_size=size, tile=tile, flips=flips, device=device
-    ):
-        rows = slice(top, top + probability.shape[1])
-        labels[rows] = probability.argmax(0).cpu().numpy()  # max(0) could break ties in another way
-        confidence[rows] = probability.amax(0).mul(255).round().cpu().numpy()
-    return labels, confidence
-
-
-def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
+def palette_image(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
     """uint8 H x W labels as a palette image: its indices are the labels.
 
     Label 255 is black, or white where a class is black.
@@ -88,8 +58,8 @@ def error_map(image: Image.Image, truth: Image.Image, prediction: Image.Image) -
     return Image.fromarray(picture)
 
 
-def thumbnail(image: Image.Image, size: Size) -> Image.Image:
-    """The image at `size`, or smaller: the longer side is at most LONGEST."""
+def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size` (height, width), or smaller: the longer side is at most LONGEST."""
     factor = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
     # Pillow takes the nearest pixel of palette images, whatever it is asked for
