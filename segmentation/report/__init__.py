@@ -1,14 +1,12 @@
 """The report of one checkpoint or of several side by side: report.html, PNG and CSV files."""
 
-import csv
-import io
 import re
 from html import escape
 from itertools import chain
 from pathlib import Path
 from string import Template
 
-from ..checkpoint import write_atomically
+from ..files import write_atomically, write_csv
 from . import sections
 from .curves import CURVE_STYLE
 from .pictures import Example
@@ -33,10 +31,10 @@ def write_report(
     evaluation: facts for the last section.
     OSError if a file cannot be written.
     """
-    scores, classes, images = score_table(entries), class_table(entries), image_table(entries)
-    write_table(out / "scores.csv", scores)
-    write_table(out / "scores_by_class.csv", classes)
-    write_table(out / "scores_by_image.csv", images)
+    scores, classes = score_table(entries), class_table(entries)
+    write_csv(out / "scores.csv", scores)
+    write_csv(out / "scores_by_class.csv", classes)
+    write_csv(out / "scores_by_image.csv", image_table(entries))
     labels = [entry.label for entry in entries]
     write_pictures(out / PICTURES, examples, labels)
 
@@ -60,12 +58,6 @@ def write_report(
         sections=body,
     )
     write_atomically(out / "report.html", page.encode())
-
-
-def write_table(path: Path, rows: list[list]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
 
 
 def write_pictures(folder: Path, examples: dict[str, list[Example]], labels: list[str]) -> None:
