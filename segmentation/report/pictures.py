@@ -8,7 +8,8 @@ from PIL import Image
 
 IGNORED = 255
 LONGEST = 800  # pixels of the longer side of a picture in a report
-WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `error_map`
+WRONG = (220, 0, 70)  # colours of `error_map`
+UNSCORED = (70, 76, 90)
 
 
 @dataclass
@@ -51,8 +52,10 @@ def error_map(image: Image.Image, truth: Image.Image, prediction: Image.Image) -
 
     truth, prediction: palette images of the image's size.
     """
-    faded = image.convert("L").point(lambda gray: 130 + gray * 120 // 255)
-    picture, target = np.array(faded.convert("RGB")), np.array(truth)
+    gray = image.convert("L")
+    faded = gray.point(lambda value: 130 + value * 120 // 255)
+    picture = np.array(faded.convert("RGB"))
+    target = np.array(truth)
     picture[target != np.array(prediction)] = WRONG
     picture[target == IGNORED] = UNSCORED
     return Image.fromarray(picture)
