@@ -21,20 +21,8 @@ from segmentation.report.curves import COLOURS, curve_panels, curves_svg
 from segmentation.report.sections import duration
 from segmentation.report.tables import Entry, choose_examples, index_of_best
 
-FLAGS = [
-    "--encoder-weights",
-    "none",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "8",
-    "--augment",
-    "8",
-    "--workers",
-    "0",
-    "--seed",
-    "3",
-]
+TINY = ("--epochs", 2, "--batch-size", 8, "--augment", 8)
+FLAGS = (*TINY, "--encoder-weights", "none", "--workers", 0, "--seed", 3)
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )

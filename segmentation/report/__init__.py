@@ -31,10 +31,10 @@ def write_report(
     evaluation: facts for the last section.
     OSError if a file cannot be written.
     """
-    scores, classes, images = score_table(entries), class_table(entries), image_table(entries)
+    scores, classes = score_table(entries), class_table(entries)
     write_csv(out / "scores.csv", scores)
     write_csv(out / "scores_by_class.csv", classes)
-    write_csv(out / "scores_by_image.csv", images)
+    write_csv(out / "scores_by_image.csv", image_table(entries))
     labels = [entry.label for entry in entries]
     write_pictures(out / PICTURES, examples, labels)
 

@@ -9,10 +9,8 @@ from PIL import Image
 from ..metrics import IGNORED
 
 LONGEST = 800  # pixels of the longer side of a picture in a report
-WRONG, UNSCORED = (220, 0, 70), (70, 76, 90)  # colours of `error_map`
-
-Size = tuple[int, int]  # height, width
-Palette = list[list[int]]
+WRONG = (220, 0, 70)  # colours of `error_map`
+UNSCORED = (70, 76, 90)
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Example:
     pictures: list[Picture]
 
 
-def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
+def palette_image(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
     """uint8 H x W labels as a palette image: its indices are the labels.
 
     Label 255 is black, or white where a class is black.
@@ -55,15 +53,17 @@ def error_map(image: Image.Image, truth: Image.Image, prediction: Image.Image) -
 
     truth, prediction: palette images of the image's size.
     """
-    faded = image.convert("L").point(lambda gray: 130 + gray * 120 // 255)
-    picture, target = np.array(faded.convert("RGB")), np.array(truth)
+    gray = image.convert("L")
+    faded = gray.point(lambda value: 130 + value * 120 // 255)
+    picture = np.array(faded.convert("RGB"))
+    target = np.array(truth)
     picture[target != np.array(prediction)] = WRONG
     picture[target == IGNORED] = UNSCORED
     return Image.fromarray(picture)
 
 
-def thumbnail(image: Image.Image, size: Size) -> Image.Image:
-    """The image at `size`, or smaller: the longer side is at most LONGEST."""
+def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size` (height, width), or smaller: the longer side is at most LONGEST."""
     factor = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
     # Pillow takes the nearest pixel of palette images, whatever it is asked for

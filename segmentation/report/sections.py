@@ -103,7 +103,8 @@ def figure(picture: Picture, name: str, entries: list[Entry]) -> str:
     score = f"mIoU {format_score(image['miou'])}, mPA {format_score(image['mpa'])}"
     title, heading, by = f"{name}: {score}", "prediction", ""
     if len(entries) > 1:
-        title, heading, by = f"{name}, {model}: {score}", f"<b>{escape(model)}</b>", f" by {model}"
+        title = f"{name}, {model}: {score}"
+        heading, by = f"<b>{escape(model)}</b>", f" by {model}"
     caption, alt = {
         "image": ("image", f"Image {name}"),
         "truth": ("truth", f"True classes of {name}"),
@@ -163,7 +164,8 @@ def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
     for entry in entries:
         columns.append(entry)
         for member in entry.meta.get("members", []):
-            label, meta = f"{entry.label}: {member['label']}", entry.meta | member
+            label = f"{entry.label}: {member['label']}"
+            meta = entry.meta | member
             columns.append(Entry(label, member["path"], member["parameters"], meta, {}))
     facts = [run_facts(column) for column in columns]
     rows = [[name, *(escape(fact[name]) for fact in facts)] for name in facts[0]]
@@ -180,7 +182,8 @@ def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
 
 def run_facts(entry: Entry) -> dict[str, str]:
     """How a checkpoint came about, in words."""
-    meta, args, data = entry.meta, entry.meta["args"], entry.meta["data"]
+    meta = entry.meta
+    args, data = meta["args"], meta["data"]
     names = [value for value in meta["config"].values() if isinstance(value, str)]
     counts = ", ".join(f"{len(names)} {split}" for split, names in data["splits"].items())
     size = "the images' own size"

@@ -24,7 +24,8 @@ def format_table(rows: list[list]) -> str:
     texts = []
     for row in rows:
         texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    columns = zip(*texts, strict=True)
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for first, *others in texts:
         padded = map(str.rjust, others, widths[1:])
@@ -35,8 +36,9 @@ def format_table(rows: list[list]) -> str:
 def index_of_best(values: Sequence, best: Callable = max) -> int | None:
     """None where two share the best value, or where there is only one."""
     known = [value for value in values if value is not None]
-    top = best(known, default=None)
-    return values.index(top) if len(values) > 1 and known.count(top) == 1 else None
+    winner = best(known, default=None)
+    alone = len(values) > 1 and known.count(winner) == 1
+    return values.index(winner) if alone else None
 
 
 def score_table(entries: list[Entry]) -> list[list]:
@@ -119,10 +121,12 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
 
     One entry: its best and its worst images. Several: where each leads, and the hardest for all.
     """
-    known = {name: row for name, row in miou_of_images(entries).items() if None not in row}
+    mious = miou_of_images(entries)
+    known = {name: row for name, row in mious.items() if None not in row}
     ordered = sorted(known, key=lambda name: -sum(known[name]))
     if len(entries) == 1:
-        best = ordered[: min(top, (len(ordered) + 1) // 2)]
+        half = (len(ordered) + 1) // 2
+        best = ordered[:half][:top]
         worst = ordered[len(best) :][::-1]
         return {"Best images": best, "Worst images": worst[:top]}
 

@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from segmentation.hardware import keep_freed_memory
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from segmentation.hardware import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import SegFormer
