@@ -10,10 +10,12 @@ from segmentation.models.layers import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from segmentation.models.mix_transformer import (
     VARIANTS,
     Block,
+    DropPath,
     EfficientSelfAttention,
     KeyedDropout,
     MixTransformer,
     attend,
+    draw_paths,
     keyed_uniform,
 )
 from segmentation.models.segformer import ConvDecoder, MLPDecoder, SegFormer
@@ -234,16 +236,18 @@ def test_dropout_without_keys_follows_torchs_generator():
 
 
 def test_stochastic_depth_decides_per_image():
-    keys = torch.arange(4000)
-    y = KeyedDropout(0.25, salt=2, whole_image=True)(torch.ones(4000, 3, 2), keys).flatten(1)
+    numbers = keyed_uniform(torch.arange(4000), salt=2, shape=(1, 1, 1))
+    y = DropPath(0.25)(torch.ones(4000, 3, 2, 1), numbers).flatten(1)
     assert (y == y[:, :1]).all()
     assert abs((y[:, 0] == 0).float().mean() - 0.25) < 0.03
     assert abs(y.mean() - 1) < 0.04
 
 
 def test_a_block_leaves_each_branch_out_for_whole_images():
-    block, x = Block(8, heads=1, reduction=1, norm_eps=1e-6, drop_path=0.5, salt=0), torch.randn(400, 2, 3, 8)
-    untouched = (block(x, torch.arange(400)) == x).flatten(1).all(1)
+    block = Block(8, heads=1, reduction=1, norm_eps=1e-6, drop_path=0.5, place=0)
+    x, keys = torch.randn(400, 2, 3, 8), torch.arange(400)
+    [paths] = draw_paths(block, keys, x)
+    untouched = (block(x, paths) == x).flatten(1).all(1)
     assert abs(untouched.float().mean() - 0.25) < 0.09  # both branches, by a draw each: four standard deviations
 
 
@@ -251,8 +255,17 @@ def test_stochastic_depth_grows_linearly_to_its_rate():
     model = MixTransformer("b0", drop_path=0.14)
     rates = [block.drop_path2.p for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.12, 0.14])
-    layers = [d for stage in model.stages for block in stage.blocks for d in (block.drop_path1, block.drop_path2)]
-    assert len({layer.salt for layer in layers}) == len(layers)
+
+
+def test_one_draw_gives_each_branch_the_numbers_of_its_own():
+    model, keys = MixTransformer("b0", drop_path=0.1), torch.tensor([5, 2**62, 7])
+    drawn = torch.cat(draw_paths(model, keys, keys))
+    expected = [keyed_uniform(keys, salt, (1, 1, 1)) for salt in range(16)]
+    assert torch.equal(drawn, torch.stack(expected))
+    assert len(set(drawn.flatten().tolist())) == drawn.numel()
+    of_stage = torch.cat(draw_paths(model.stages[2], keys, keys))
+    assert torch.equal(of_stage, drawn[8:12])
+    assert draw_paths(model.eval(), keys, keys) == [(None, None)] * 8
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -9,6 +9,7 @@ ever transposed; the sequence reduction is a matrix product over patches, as its
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,12 @@ MLP_RATIO = 4
 BLOCK_NORM_EPS = 1e-6
 
 
-def keyed_uniform(keys: Tensor, salt: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers in [0, 1), N x *shape float32, drawn from each image's own key (N, int64) and the layer's salt.
+def keyed_uniform(keys: Tensor, salt: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in [0, 1), N x *shape float32, from each image's own key and a layer's salt.
 
-    A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number generators", 2014):
-    an image's numbers depend on neither its batch nor its rank.
+    keys: N, int64. S salts, as a tensor S x 1, give S x N x *shape: the same numbers in one draw.
+    A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number
+    generators", 2014): an image's numbers depend on neither its batch nor its rank.
     """
 
     def mix(x: Tensor) -> Tensor:
@@ -47,8 +49,10 @@ def keyed_uniform(keys: Tensor, salt: int, shape: tuple[int, ...]) -> Tensor:
 
     golden = -0x61C8864680B583EB
     counter = torch.arange(math.prod(shape), device=keys.device)
-    bits = mix(mix(keys + salt * golden % 2**62)[:, None] + counter)
-    return ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24).view(len(keys), *shape)
+    seeds = mix(keys + (salt * golden & (2**62 - 1)))
+    bits = mix(seeds[..., None] + counter)
+    numbers = ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24)
+    return numbers.view(*seeds.shape, *shape)
 
 
 class Linear(nn.Linear):
@@ -71,23 +75,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is drawn per image from its key, so that 1 and N ranks draw the same. Off in eval mode.
+    """Dropout whose mask is drawn per image from its key, so that 1 and N ranks draw the same.
 
-    With `whole_image` one number decides for the image's whole branch: stochastic depth (Huang et al., 2016).
+    Off in eval mode.
     """
 
-    def __init__(self, p: float, salt: int, whole_image: bool = False):
+    def __init__(self, p: float, salt: int):
         super().__init__()
-        self.p, self.salt, self.whole_image = p, salt, whole_image
+        self.p, self.salt = p, salt
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x: N x ...; keys: N int64, or None to draw them from torch's generator. The same shape as x."""
+        """x: N x ...; keys: N int64, or None to draw them from torch's generator. As x."""
         if self.p == 0 or not self.training:
             return x
         if keys is None:
             keys = torch.randint(2**62, (len(x),), device=x.device)
-        shape = (1,) * (x.dim() - 1) if self.whole_image else tuple(x.shape[1:])
-        return x * (keyed_uniform(keys, self.salt, shape) >= self.p) / (1 - self.p)
+        numbers = keyed_uniform(keys, self.salt, tuple(x.shape[1:]))
+        return x * (numbers >= self.p) / (1 - self.p)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): leaves a branch out for whole images, p of them."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor, numbers: Tensor | None) -> Tensor:
+        """N x H x W x C and N x 1 x 1 x 1 in [0, 1), None where nothing is left out. As branch."""
+        if numbers is None or self.p == 0:
+            return branch
+        return branch * (numbers >= self.p) / (1 - self.p)
 
 
 class OverlapPatchMerging(nn.Module):
@@ -163,22 +181,54 @@ class MixFFN(nn.Module):
         return self.contract(F.gelu(x))
 
 
-class Block(nn.Module):
-    """Attention and Mix-FFN, each normalised before and added to its input."""
+Paths = Tensor | tuple[None, None]  # of a block's two branches: `numbers` of `DropPath`
 
-    def __init__(self, channels: int, heads: int, reduction: int, norm_eps: float, drop_path: float, salt: int):
+
+class Block(nn.Module):
+    """Attention and Mix-FFN, each normalised before and added to its input.
+
+    place: of this block in the encoder, from 0 on.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        reduction: int,
+        norm_eps: float,
+        drop_path: float,
+        place: int,
+    ):
         super().__init__()
+        self.place = place
         self.norm1 = nn.LayerNorm(channels, norm_eps)
         self.attention = EfficientSelfAttention(channels, heads, reduction)
-        self.drop_path1 = KeyedDropout(drop_path, salt, whole_image=True)
+        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels, norm_eps)
         self.ffn = MixFFN(channels)
-        self.drop_path2 = KeyedDropout(drop_path, salt + 1, whole_image=True)
+        self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """N x H x W x C -> the same."""
-        x = x + self.drop_path1(self.attention(self.norm1(x)), keys)
-        return x + self.drop_path2(self.ffn(self.norm2(x)), keys)
+    def forward(self, x: Tensor, paths: Paths) -> Tensor:
+        """N x H x W x C -> the same. paths: what stochastic depth of the two branches goes by."""
+        x = x + self.drop_path1(self.attention(self.norm1(x)), paths[0])
+        return x + self.drop_path2(self.ffn(self.norm2(x)), paths[1])
+
+
+def draw_paths(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Paths]:
+    """What stochastic depth goes by in the blocks of an encoder, or of a stage, for N images x.
+
+    In one draw, because a draw is some 30 operators whatever its size.
+    """
+    blocks = [module for module in part.modules() if isinstance(module, Block)]
+    last = blocks[-1].drop_path2
+    if last.p == 0 or not last.training:
+        return [(None, None)] * len(blocks)
+    if keys is None:
+        keys = torch.randint(2**62, (len(x),), device=x.device)
+    first = 2 * blocks[0].place
+    salts = torch.arange(first, first + 2 * len(blocks), device=keys.device)
+    numbers = keyed_uniform(keys, salts[:, None], (1, 1, 1))
+    return list(numbers.unflatten(0, (-1, 2)))  # 2 x N x 1 x 1 x 1 a block
 
 
 class Stage(nn.Module):
@@ -188,11 +238,11 @@ class Stage(nn.Module):
         super().__init__()
         self.merging, self.blocks, self.norm = merging, nn.ModuleList(blocks), norm
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """N x H x W x C_in -> N x H/s x W/s x C_i."""
+    def forward(self, x: Tensor, paths: Iterator[Paths]) -> Tensor:
+        """N x H x W x C_in -> N x H/s x W/s x C_i. The next paths are its blocks'."""
         x = self.merging(x)
-        for block in self.blocks:
-            x = block(x, keys)
+        for block, own in zip(self.blocks, paths, strict=False):
+            x = block(x, own)
         return self.norm(x)
 
 
@@ -213,7 +263,7 @@ class MixTransformer(nn.Module):
         for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
             merging = OverlapPatchMerging(previous, channels, *((7, 4) if i == 0 else (3, 2)))
             blocks = [
-                Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rates[n], salt=2 * n)
+                Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rates[n], place=n)
                 for n in range(block, block + depth)
             ]
             stages.append(Stage(merging, blocks, nn.LayerNorm(channels, norm_eps)))
@@ -230,8 +280,9 @@ class MixTransformer(nn.Module):
         if min(image.shape[-2:]) < 32:
             raise ValueError(f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least")
         x, features = image.permute(0, 2, 3, 1), []
+        paths = iter(draw_paths(self, keys, x))
         for stage in self.stages:
-            x = stage(x, keys)
+            x = stage(x, paths)
             features.append(x.permute(0, 3, 1, 2))  # a view: channels last in memory
         return features
 

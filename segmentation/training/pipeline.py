@@ -16,7 +16,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 from ..distributed import alone, rank, say, world_size
 from ..errors import BadInput
-from ..models.mix_transformer import Stage
+from ..models.mix_transformer import Stage, draw_paths
 from ..models.segformer import SegFormer
 from ..models.unet import ResNet18UNet
 
@@ -51,8 +51,11 @@ class Part(nn.Module):
             for level in self.levels:
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
-                    is_stage = isinstance(layer, Stage)
-                    x = layer(x.permute(0, 2, 3, 1), keys).permute(0, 3, 1, 2) if is_stage else layer(x)
+                    if isinstance(layer, Stage):
+                        paths = iter(draw_paths(layer, keys, x))
+                        x = layer(x.permute(0, 2, 3, 1), paths).permute(0, 3, 1, 2)
+                    else:
+                        x = layer(x)
                 maps = (*maps, x)
         if rank() == 0:
             maps = maps[1:]  # without the image
