@@ -76,11 +76,18 @@ class ConvDecoder(nn.Module):
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
-            with torch.autocast(x.device.type, enabled=False):  # oneDNN has no such convolution in bfloat16
-                x = upsample(x.to(upsample.weight.dtype))
-            x = x[..., :h, :w]  # an odd side was rounded up on the way down
+            assert isinstance(upsample, nn.ConvTranspose2d)
+            x = enlarge(x, upsample)[..., :h, :w]  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         return self.classify(self.dropout(x, keys))
+
+
+def enlarge(x: Tensor, upsample: nn.ConvTranspose2d) -> Tensor:
+    """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32, whatever autocast says."""
+    if x.device.type != "cpu":
+        return upsample(x)
+    with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16
+        return upsample(x.to(upsample.weight.dtype))
 
 
 def bilinear_kernel() -> Tensor:

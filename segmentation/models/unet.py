@@ -53,7 +53,8 @@ class Expansion(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """N x C_in x h x w and the skip N x C_skip x H x W, h = ceil(H / 2) -> N x C x H x W."""
         x = F.interpolate(self.project(x), size=skip.shape[-2:], mode="bilinear")
-        return F.relu(self.norm(self.conv(torch.cat((x, skip), dim=1))), inplace=True)
+        x = torch.cat((x.to(skip.dtype), skip), dim=1)  # autocast interpolates in float32
+        return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
 class ResNet18UNet(nn.Module):
