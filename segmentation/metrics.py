@@ -23,8 +23,9 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     valid = target != ignore_index
     if target.numel() == 0:
         return torch.zeros(K, K, dtype=torch.int64, device=target.device)
-    for name, labels in (("prediction", prediction), ("target", torch.where(valid, target, 0))):
-        low, high = (int(v) for v in labels.aminmax())
+    extremes = torch.stack((*prediction.aminmax(), *torch.where(valid, target, 0).aminmax()))
+    lowest, highest, *of_target = extremes.tolist()  # a GPU is waited for once
+    for name, low, high in (("prediction", lowest, highest), ("target", *of_target)):
         if low < 0 or high >= K:
             raise ValueError(f"{name} holds labels {low}..{high}, the {K} classes are 0..{K - 1}")
     pairs = torch.where(valid, target * K + prediction, K * K)  # the last bin takes what is ignored

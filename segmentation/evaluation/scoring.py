@@ -82,5 +82,6 @@ def score_image(
             matrix += confusion_matrix(probability.argmax(0), target, K).cpu()
             valid = (target != 255)[None, None]
             label = torch.where(valid, target, 0)
-            sums += tversky_sums(probability[None] * valid, label, valid).double().cpu()
+            sums_here = tversky_sums(probability[None] * valid, label, valid)
+            sums += sums_here.cpu().double()  # mps has no double
     return matrix, sums

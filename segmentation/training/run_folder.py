@@ -106,7 +106,7 @@ def save_run(
     weights = whole_weights(parallel)
     optimizer_state = whole_optimizer_state(parallel, optimizer) if name == "last.pt" else None
     if rank() == 0:
-        not_numbers = any(bool(weight.isnan().any()) for weight in weights.values())
+        not_numbers = bool(torch.stack([x.isnan().any() for x in weights.values()]).any())
         checkpoint = about | {
             "model": weights,
             "epoch": state["epoch"],
