@@ -81,7 +81,7 @@ def main() -> None:
     if args.batch_size == 1 and max(height, width) <= 32:
         sentence = "leaves BatchNorm a single value to take statistics of: use --batch-size 2 or more"
         raise BadInput(f"--batch-size 1 of {height} x {width} pixels {sentence}")
-    loader = make_loader(samples, order, args.workers)
+    loader = make_loader(samples, order, args.workers, device)
     steps = len(order)
 
     # Model
@@ -91,6 +91,7 @@ def main() -> None:
     for part in frozen:
         part.requires_grad_(False)
     criterion = criterion_for(args.recipe, args.alpha, args.beta, data.pixel_counts["train"])
+    criterion.to(device)
     parallel = spread(model, args.parallel, device, criterion, args.amp)
     if args.compile:
         parallel.compile(dynamic=False)  # sizes are few, and torch's compiler fails on a map whose sides are unknown
@@ -134,9 +135,17 @@ def main() -> None:
             waited = train_one_epoch(model, parallel, frozen, loader, criterion, optimizer, state, clock, save, args)
             trained_until, agreed = clock.now(), clock.agreed
             whole = whole_model(parallel, config)
-            scores = score_split(
-                whole, data, "val", device=device, alpha=args.alpha, beta=args.beta, amp=args.amp, stop=clock.poll
-            )
+            with torch.compiler.set_stance("force_eager"):  # every size would be compiled anew
+                scores = score_split(
+                    whole,
+                    data,
+                    "val",
+                    device=device,
+                    alpha=args.alpha,
+                    beta=args.beta,
+                    amp=args.amp,
+                    stop=clock.poll,
+                )
             clock.poll()
             clock.reserve = clock.agreed - agreed  # the time limit leaves room for the last validation
             best_before = state["best"]
@@ -185,7 +194,7 @@ def train_one_epoch(
         part.eval()  # BatchNorm's statistics are frozen too
     device = next(parallel.parameters()).device
     state["loss_sum"] = torch.as_tensor(state["loss_sum"], device=device)
-    before: tuple[Tensor, list[str]] | None = None
+    before: LossOfStep | None = None
     steps = state["step"] + len(loader)
     began = asked = clock.now()
     waited = 0.0
@@ -196,22 +205,24 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = state["lr"] * learning_rate_factor(args.recipe, clock.spent(), progress)
         loss = training_step(parallel, criterion, optimizer, batch, amp=args.amp)
-        check_finite(before)  # the step before: waiting for this step's loss would stall an accelerator
-        before = loss, batch["name"]
         state["loss_sum"] += loss
         state["step"] += 1
+        if before:
+            before.check()
+            show_progress(state, steps, args.epochs, args.batch_size, before.loss, clock)
+        before = LossOfStep(loss, batch["name"])
 
-        show_progress(state, steps, args.epochs, args.batch_size, loss, clock)
         if clock.poll():
-            check_finite(before)
+            before.check()
             raise Stopped
         if clock.spent() >= 1:
             break
         if args.save_every is not None and clock.since_save() >= 60 * args.save_every:
-            check_finite(before)
+            before.check()
             save("last.pt")
         asked = clock.now()
-    check_finite(before)
+    if before:
+        before.check()
     return waited / (clock.now() - began)
 
 
@@ -247,11 +258,28 @@ def progress_at(step: int, steps: int, state: dict, clock: Clock, args: argparse
     return max(clock.spent(), (state["epoch"] + step / steps) / args.epochs)
 
 
-def check_finite(step: tuple[Tensor, list[str]] | None) -> None:
-    """RuntimeError naming the batch's files, before anything is saved, if the step's loss is not a number."""
-    if step is not None and not step[0].isfinite():
-        files = ", ".join(distributed.gather(step[1]))
-        raise RuntimeError(f"the loss is {step[0].item()} on {files}: look at these images, or lower --lr")
+class LossOfStep:
+    """A step's loss and the files of its batch, to be looked at when the next step is under way.
+
+    CUDA works through what it is given in order. So the loss is sent to the host right behind its
+    step, and to look at it waits for that step alone, not for what has been given since.
+    """
+
+    def __init__(self, loss: Tensor, files: list[str]):
+        self.loss, self.files, self.sent = loss, files, None
+        if loss.device.type == "cuda":
+            self.loss = loss.to("cpu", non_blocking=True)
+            self.sent = torch.cuda.Event()
+            self.sent.record()
+
+    def check(self) -> None:
+        """RuntimeError naming the files, before anything is saved, if the loss is not a number."""
+        if self.sent:
+            self.sent.synchronize()
+        if not self.loss.isfinite():
+            files = ", ".join(distributed.gather(self.files))
+            advice = "look at these images, or lower --lr"
+            raise RuntimeError(f"the loss is {self.loss.item()} on {files}: {advice}")
 
 
 def start_model(

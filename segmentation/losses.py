@@ -89,11 +89,13 @@ class TverskyCrossEntropy(TverskyLoss):
     class_weights: K numbers, of a pixel by its true class, in cross entropy's mean; None weighs all pixels alike.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
         self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255, class_weights: Tensor | None = None
     ):
         super().__init__(alpha, beta, ignore_index)
-        self.class_weights = class_weights
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""

@@ -7,6 +7,8 @@ import torch
 from segmentation.data.samples import EpochOrder, TrainingSamples, make_loader
 from segmentation.errors import BadInput
 
+CPU = torch.device("cpu")
+
 
 class Pairs:
     def __init__(self, count=10, size=(40, 50), odd_one=None):
@@ -97,7 +99,7 @@ def test_keys_are_distinct_and_survive_batching():
     keys = {(epoch, index): samples[epoch, index]["key"] for epoch in range(5) for index in range(16)}
     assert len(set(keys.values())) == 80 and min(keys.values()) >= 0 and 2**62 < max(keys.values()) < 2**63
     order = EpochOrder(16, 4, seed=7)
-    for places, batch in zip(order, make_loader(samples, order, 0), strict=True):
+    for places, batch in zip(order, make_loader(samples, order, 0, CPU), strict=True):
         assert batch["key"].dtype == torch.int64 and batch["key"].tolist() == [keys[place] for place in places]
         assert batch["image"].shape == (4, 3, 24, 32) and batch["mask"].shape == (4, 24, 32)
         assert batch["image"].dtype == batch["mask"].dtype == torch.uint8 and len(batch["name"]) == 4
@@ -134,7 +136,7 @@ def test_ranks_share_the_batch_of_one_process(world, batch_size):
 def test_workers_change_nothing():
     def two_epochs(workers):
         order = EpochOrder(16, 4, seed=7)
-        loader = make_loader(make_samples(), order, workers)
+        loader = make_loader(make_samples(), order, workers, CPU)
         for epoch in (0, 1):
             order.set_epoch(epoch)
             yield from loader
@@ -147,12 +149,19 @@ def test_workers_change_nothing():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_gives_exactly_the_rest_of_the_epoch(workers):
     order = EpochOrder(16, 3, seed=7)
-    loader = make_loader(make_samples(), order, workers)
+    loader = make_loader(make_samples(), order, workers, CPU)
     order.set_epoch(2)
     whole = list(loader)
     order.set_epoch(2, start=3)
     assert len(loader) == 2
     assert all(equal(a, b) for a, b in zip(whole[3:], loader, strict=True))
+
+
+def test_memory_is_pinned_for_cuda_alone():
+    order = EpochOrder(16, 4, seed=7)
+    for kind in ("cpu", "cuda", "mps"):
+        loader = make_loader(make_samples(), order, 0, torch.device(kind))
+        assert loader.pin_memory == (kind == "cuda")
 
 
 def test_bad_input_is_told_with_the_way_out():

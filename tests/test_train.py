@@ -91,6 +91,24 @@ def test_a_faster_step_trains_alike(tmp_path: Path, tiny_folder: Path, flag: str
     assert {value.dtype for value in faster["model"].values()} == {torch.float32, torch.int64}
 
 
+def test_validation_is_not_compiled(tmp_path: Path, tiny_folder: Path, monkeypatch):
+    """Its images have many sizes, and each would be compiled anew."""
+    for_training: list[bool] = []
+    original = torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        for_training.append(torch.is_grad_enabled())
+        return graph.forward
+
+    def compiled(module, **options):
+        original(module, backend=backend, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    flags = ("--data", tiny_folder, *FLAGS, "--epochs", 1, "--model", "unet", "--compile")
+    assert run_script("train", *flags, "--out", tmp_path / "run") == 0
+    assert for_training and all(for_training)
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

@@ -1,8 +1,11 @@
 """Training samples, their order and the loader: every draw is keyed by (seed, epoch, index), not by rank or worker."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import BadInput
-from ..training.clock import ignore_signals
+from ..training.clock import ignore_signals, signals_held
 from .transforms import SIZES, draw_augmentation, draw_crop, draw_fast, transform_pair
 
 
@@ -120,13 +123,36 @@ class EpochOrder(Sampler[list[tuple[int, ...]]]):
             yield [(self.epoch, index, *size) for index in batch[self.slice]]
 
 
-def make_loader(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader:
-    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names. A worker has one thread."""
+def make_loader(
+    samples: TrainingSamples,
+    order: EpochOrder,
+    workers: int,
+    device: torch.device,
+) -> DataLoader:
+    """Batches for a device: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names.
+
+    A worker has one thread.
+    """
+    on_cuda = device.type == "cuda"
     return DataLoader(
         samples,
         batch_sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_cuda,
         worker_init_fn=ignore_signals,
+        multiprocessing_context=fork_server() if on_cuda and workers else None,
     )
+
+
+def fork_server() -> BaseContext:
+    """Workers that are forks of a process without CUDA: forks of one with it may abort.
+
+    That process must outlive the signals that stop a run, as its workers end with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # or it would be started below, and lift the mask at once
+    with signals_held():
+        forkserver.ensure_running()
+    return context
