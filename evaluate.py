@@ -22,10 +22,11 @@ from torch import nn
 
 from segmentation import distributed
 from segmentation.arguments import evaluation_arguments
-from segmentation.checkpoint import load_checkpoint, write_atomically
+from segmentation.checkpoint import load_checkpoint
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.scoring import score_split
+from segmentation.files import write_atomically
 from segmentation.folders import make_folder, predict_folder
 from segmentation.report import write_report
 from segmentation.report.pictures import bounded, difference, palette_image, predict_labels

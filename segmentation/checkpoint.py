@@ -4,9 +4,7 @@ Keys: `format`, `model` (state dict), `config` (what build_model needs), `classe
 splits, image size), `args`, `epoch`, `scores`, `history`; `last.pt` also what a resumed run needs: `resume`.
 """
 
-import contextlib
 import io
-import os
 import pickle
 import textwrap
 import warnings
@@ -16,28 +14,10 @@ import torch
 from torch import nn
 
 from .errors import BadInput
+from .files import write_atomically
 from .models import build_model
 
 FORMAT = 1
-
-
-def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
-    """The file is the old one or the new one, never a part: temporary file in the same folder, flush, fsync, rename.
-
-    OSError (a full disk, no permission) leaves the old file as it was and no temporary one.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:

@@ -73,7 +73,7 @@ def child(
 def arm(kill: Kill) -> None:
     """Make the moment's function send the signal in its count-th call, before it does its work."""
     import train
-    from segmentation import checkpoint, losses
+    from segmentation import files, losses
     from segmentation.evaluation import scoring
     from segmentation.training import run_folder as runs
 
@@ -85,7 +85,7 @@ def arm(kill: Kill) -> None:
         "evaluation": (scoring, "score_image"),
         "epoch": (train, "finish_epoch"),
         "save": (runs, "save_checkpoint"),
-        "half": (checkpoint, "open"),
+        "half": (files, "open"),
         "flush": (os, "fsync"),
         "rename": (os, "replace"),
         "history": (train, "write_history"),

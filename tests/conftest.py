@@ -37,6 +37,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> None:
+    """Confusion matrices of the same pixels, which float32 predicted by sums in two orders.
+
+    Rounding may turn a pixel whose two best classes are equal to 1e-5: some in ten thousand, here one in a thousand.
+    """
+    one, other = np.array(found), np.array(expected)
+    assert (one.sum(1) == other.sum(1)).all()  # what is true is no float
+    assert np.abs(one - other).sum() / 2 <= 1e-3 * other.sum()
+
+
 def run_script(name: str, *arguments: object) -> int:
     """Run train, evaluate or ensemble as its command line would, without a new process -> its exit code."""
     from segmentation.errors import exit_on_bad_input

@@ -14,8 +14,9 @@ import torch
 from children import context, is_equal, run_in_child
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
-from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint, write_atomically
+from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from segmentation.errors import BadInput
+from segmentation.files import write_atomically
 
 CONFIG = {"model": "segformer", "num_classes": 3}
 FLAGS = ("--encoder-weights", "none", "--device", "cpu", "--workers", 0, "--image-size", 32, 32)

@@ -162,7 +162,8 @@ def changes(probability: Tensor, label: Tensor, candidates: Tensor, trial: Tenso
     """As `mixtures`, from weights by class (trial, M x K) of which one class's are replaced -> K x C x K x K.
 
     For each class: the pixels that the other classes would share out, then those that each candidate takes from them.
-    A candidate takes none where no member is above the others' best, and all other pixels need no second look.
+    A candidate takes none where every member is below the others' best, and all other pixels need no second look.
+    Of equal averages the first class wins, as in argmax.
     """
     K = probability.shape[1]
     average = (trial[:, :, None] * probability).sum(0)  # K x P
@@ -172,10 +173,11 @@ def changes(probability: Tensor, label: Tensor, candidates: Tensor, trial: Tenso
         others[k] = -1
         highest, other = others.max(0)
         rest = confusion_matrix(other, label, K)
-        near = probability[:, k].amax(0) > highest
+        near = probability[:, k].amax(0) >= highest
         values, highest, other, truth = probability[:, k, near], highest[near], other[near], label[near]
         for c, weights in enumerate(candidates):
-            taken = weights @ values > highest
+            value = weights @ values
+            taken = torch.where(k < other, value >= highest, value > highest)
             moved = confusion_matrix(other[taken], truth[taken], K)
             result[k, c] = rest - moved
             result[k, c, :, k] += moved.sum(1)

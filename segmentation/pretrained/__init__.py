@@ -19,8 +19,12 @@ from .names import recognise, translate
 RESNET18_URL = ResNet18_Weights.IMAGENET1K_V1.url
 MIT_URL = "https://huggingface.co/nvidia/mit-{variant}/resolve/main/pytorch_model.bin"
 
-RESNET18_LICENCE = "torchvision, BSD-3-Clause; trained on ImageNet, whose images are for non-commercial research"
-MIT_LICENCE = "NVIDIA Source Code License for SegFormer: research and evaluation only, non-commercial"
+RESNET18_LICENCE = (
+    "torchvision, BSD-3-Clause; trained on ImageNet, whose images are for non-commercial research"
+)
+MIT_LICENCE = (
+    "NVIDIA Source Code License for SegFormer: research and evaluation only, non-commercial"
+)
 FILE_LICENCE = "not stated in the file; NVIDIA's own MiT weights are non-commercial"
 
 
@@ -36,20 +40,36 @@ def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, str]
     is_mit = variant is not None
     if source == "imagenet":
         if (channels := next(encoder.parameters()).shape[1]) != 3:
-            raise BadInput(f"ImageNet weights take 3 channels and this model {channels}: use --encoder-weights none")
+            raise BadInput(
+                f"ImageNet weights take 3 channels and this model {channels}: use --encoder-weights none"
+            )
         url = MIT_URL.format(variant=variant) if is_mit else RESNET18_URL
-        path = Path(torch.hub.get_dir(), "checkpoints", f"mit-{variant}.bin" if is_mit else url.rpartition("/")[2])
+        path = Path(
+            torch.hub.get_dir(),
+            "checkpoints",
+            f"mit-{variant}.bin" if is_mit else url.rpartition("/")[2],
+        )
         if not path.exists():
             fetch(url, path)
-        record = {"source": "imagenet", "url": url, "licence": MIT_LICENCE if is_mit else RESNET18_LICENCE}
+        record = {
+            "source": "imagenet",
+            "url": url,
+            "licence": MIT_LICENCE if is_mit else RESNET18_LICENCE,
+        }
     else:
         path = weights_file(Path(source))
         record = {"source": "file", "path": str(path), "licence": FILE_LICENCE}
-    state = {k: v for k, v in read_weights(path).items() if not k.startswith(("head.", "classifier.", "fc."))}
+    state = {
+        k: v
+        for k, v in read_weights(path).items()
+        if not k.startswith(("head.", "classifier.", "fc."))
+    }
     if is_mit:
         found, names, _ = recognise(state, path)
         if found != variant:
-            raise BadInput(f"{path} holds MiT-{found}, the model is {variant}: use --variant {found} or another file")
+            raise BadInput(
+                f"{path} holds MiT-{found}, the model is {variant}: use --variant {found} or another file"
+            )
     else:
         names = {layer: [layer] for layer, _ in encoder.named_modules()}
     encoder.load_state_dict(translate(state, encoder, names, path))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..models.mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
 from .files import read_weights, weights_file
-from .names import DECODER_LAYERS, fill, recognise, translate
+from .names import DECODER_LAYERS, layer_names, recognise, translate
 
 # what no tensor's shape shows, and all published SegFormers share
 ARCHITECTURE = {
@@ -38,7 +38,7 @@ class HuggingFaceSegFormer:
             raise BadInput(f"{self.path} holds an encoder without decode_head.classifier: {advice}")
         self.names = {f"encoder.{ours}": theirs for ours, theirs in encoder_names.items()}
         for i in range(4):
-            self.names |= fill(DECODER_LAYERS, column, i=i)
+            self.names |= layer_names(DECODER_LAYERS, column, i=i)
         # every LayerNorm of transformers has torch's default eps; it never reads the layer_norm_eps of its config
         self.arguments: dict[str, Any] = {
             "num_classes": len(classifier),
@@ -67,8 +67,12 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
         raise BadInput(f"{config_file} is not JSON that can be read: fetch it again") from error
     for field, value in ARCHITECTURE.items():
         if config.get(field, value) != value:
-            raise BadInput(f"{config_file} has {field} {config[field]}, a SegFormer has {value}: use another model")
+            raise BadInput(
+                f"{config_file} has {field} {config[field]}, a SegFormer has {value}: use another model"
+            )
     labels = config.get("id2label") or names
     if labels.keys() != names.keys():
-        raise BadInput(f"{config_file} names {len(labels)} classes, the weights have {num_classes}: mend its id2label")
+        raise BadInput(
+            f"{config_file} names {len(labels)} classes, the weights have {num_classes}: mend its id2label"
+        )
     return [str(labels[k]) for k in names]

@@ -9,7 +9,9 @@ from ..models import build_model
 from ..models.uformer import UFormer
 from . import load_encoder_weights
 
-Start = tuple[nn.Module, dict, dict | None]  # model, its configuration, source and licence of weights trained elsewhere
+Start = tuple[
+    nn.Module, dict, dict | None
+]  # model, its configuration, source and licence of weights trained elsewhere
 
 
 def start_fresh(name: str, num_classes: int, segformer: dict, encoder_weights: str) -> Start:
@@ -41,15 +43,21 @@ def start_from(files: list[str], name: str, data: SegmentationDataset) -> Start:
     for file, meta in zip(files, metas, strict=True):
         kind, classes = meta["config"]["model"], meta["classes"]
         if len(classes) != len(data.classes):
-            raise BadInput(f"{file} knows {len(classes)} classes, the data has {len(data.classes)}: use another")
+            raise BadInput(
+                f"{file} knows {len(classes)} classes, the data has {len(data.classes)}: use another"
+            )
         if classes != data.classes:
-            raise BadInput(f"{file} knows {', '.join(classes)}; the data has {', '.join(data.classes)}: use another")
+            raise BadInput(
+                f"{file} knows {', '.join(classes)}; the data has {', '.join(data.classes)}: use another"
+            )
         if name not in ("uformer", kind):
             raise BadInput(f"{file} is a {kind}: say --model {kind}")
         scored = {name for split in ("val", "test") for name in data.splits[split]}
         seen = scored & set(meta["data"]["splits"]["train"])
         if seen and meta["data"]["root"] == data.root and data.layout != "scenes":
-            raise BadInput(f"{file} was trained on {len(seen)} of the images that score this run: use its --seed")
+            raise BadInput(
+                f"{file} was trained on {len(seen)} of the images that score this run: use its --seed"
+            )
     sources = {"init": list(files), "members": [meta["encoder_weights"] for meta in metas]}
     if name != "uformer":
         return members[0], metas[0]["config"], sources

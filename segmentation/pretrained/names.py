@@ -9,79 +9,117 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..models.mix_transformer import VARIANTS
 
-# Columns: a layer here, in Hugging Face's files, in transformers' own modules since version 5, in NVlabs' files.
-# i counts stages from 0, n from 1, j blocks; a+b are two layers there, stacked in one here.
-STAGE_LAYERS = """
-stages.{i}.merging.merge  patch_embeddings.{i}.proj        stages.{i}.patch_embeddings.proj        patch_embed{n}.proj
-stages.{i}.merging.norm   patch_embeddings.{i}.layer_norm  stages.{i}.patch_embeddings.layer_norm  patch_embed{n}.norm
-stages.{i}.norm           layer_norm.{i}                   stages.{i}.layer_norm                   norm{n}
-"""
+# Columns: a layer here, in Hugging Face's files, in transformers' own modules since version 5,
+# in NVlabs' files. i counts stages from 0, n from 1, j blocks; "a + b": two layers there, one here.
+STAGE_LAYERS = (
+    (
+        "stages.{i}.merging.merge",
+        "patch_embeddings.{i}.proj",
+        "stages.{i}.patch_embeddings.proj",
+        "patch_embed{n}.proj",
+    ),
+    (
+        "stages.{i}.merging.norm",
+        "patch_embeddings.{i}.layer_norm",
+        "stages.{i}.patch_embeddings.layer_norm",
+        "patch_embed{n}.norm",
+    ),
+    ("stages.{i}.norm", "layer_norm.{i}", "stages.{i}.layer_norm", "norm{n}"),
+)
 BLOCKS = ("stages.{i}.blocks.{j}.", "block.{i}.{j}.", "stages.{i}.blocks.{j}.", "block{n}.{j}.")
-BLOCK_LAYERS = """
-norm1                layer_norm_1               layernorm_before                                 norm1
-attention.query      attention.self.query       attention.q_proj                                 attn.q
-attention.key_value  attention.self.key+value   attention.k_proj+v_proj                          attn.kv
-attention.reduce     attention.self.sr          attention.sequence_reduction.sequence_reduction  attn.sr
-attention.norm       attention.self.layer_norm  attention.sequence_reduction.layer_norm          attn.norm
-attention.project    attention.output.dense     attention.o_proj                                 attn.proj
-norm2                layer_norm_2               layernorm_after                                  norm2
-ffn.expand           mlp.dense1                 mlp.fc1                                          mlp.fc1
-ffn.mix              mlp.dwconv.dwconv          mlp.dwconv.dwconv                                mlp.dwconv.dwconv
-ffn.contract         mlp.dense2                 mlp.fc2                                          mlp.fc2
-"""
-DECODER_LAYERS = """
-decoder.project.{i}  decode_head.linear_c.{i}.proj  decode_head.linear_projections.{i}.proj
-decoder.fuse         decode_head.linear_fuse        decode_head.linear_fuse
-decoder.norm         decode_head.batch_norm         decode_head.batch_norm
-decoder.classify     decode_head.classifier         decode_head.classifier
-"""
-ENCODERS = ((1, "segformer.encoder."), (1, "encoder."), (2, "segformer."), (2, ""), (3, ""))  # column, what goes before
+BLOCK_LAYERS = (  # below BLOCKS
+    ("norm1", "layer_norm_1", "layernorm_before", "norm1"),
+    ("attention.query", "attention.self.query", "attention.q_proj", "attn.q"),
+    (
+        "attention.key_value",
+        "attention.self.key + attention.self.value",
+        "attention.k_proj + attention.v_proj",
+        "attn.kv",
+    ),
+    (
+        "attention.reduce",
+        "attention.self.sr",
+        "attention.sequence_reduction.sequence_reduction",
+        "attn.sr",
+    ),
+    (
+        "attention.norm",
+        "attention.self.layer_norm",
+        "attention.sequence_reduction.layer_norm",
+        "attn.norm",
+    ),
+    ("attention.project", "attention.output.dense", "attention.o_proj", "attn.proj"),
+    ("norm2", "layer_norm_2", "layernorm_after", "norm2"),
+    ("ffn.expand", "mlp.dense1", "mlp.fc1", "mlp.fc1"),
+    ("ffn.mix", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv"),
+    ("ffn.contract", "mlp.dense2", "mlp.fc2", "mlp.fc2"),
+)
+DECODER_LAYERS = (
+    (
+        "decoder.project.{i}",
+        "decode_head.linear_c.{i}.proj",
+        "decode_head.linear_projections.{i}.proj",
+    ),
+    ("decoder.fuse", "decode_head.linear_fuse", "decode_head.linear_fuse"),
+    ("decoder.norm", "decode_head.batch_norm", "decode_head.batch_norm"),
+    ("decoder.classify", "decode_head.classifier", "decode_head.classifier"),
+)
+ENCODERS = (  # column, what stands before the names
+    (1, "segformer.encoder."),
+    (1, "encoder."),
+    (2, "segformer."),
+    (2, ""),
+    (3, ""),
+)
 
+Table = tuple[tuple[str, ...], ...]
 Names = dict[str, list[str]]  # a layer here -> the layers of the file that make it
 
 
-def fill(table: str, column: int, before: str = "", blocks: tuple[str, ...] = ("",) * 4, **numbers: int) -> Names:
-    """The names of one table in one column, their numbers filled in."""
-    filled = {}
-    for row in table.strip().splitlines():
-        ours, theirs = row.split()[0], row.split()[column]
-        stem, dot, ends = (blocks[column] + theirs).rpartition(".")
-        filled[(blocks[0] + ours).format(**numbers)] = [
-            before + (stem + dot + end).format(**numbers) for end in ends.split("+")
-        ]
-    return filled
-
-
-def variant_of(channels: int, depths: list[int]) -> str | None:
-    """The MiT variant whose first stage has `channels` and whose stages have `depths` blocks, if there is one."""
-    return next((v for v, (c, d) in VARIANTS.items() if (c[0], list(d)) == (channels, depths)), None)
+def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> Names:
+    """The layers of one table as one kind of file names them, numbers filled in."""
+    blocks = BLOCKS if table is BLOCK_LAYERS else [""] * 4
+    names = {}
+    for row in table:
+        ours = (blocks[0] + row[0]).format(**numbers)
+        theirs = row[column].split(" + ")
+        names[ours] = [before + (blocks[column] + name).format(**numbers) for name in theirs]
+    return names
 
 
 def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
     """The MiT variant in a file, the names of its encoder's layers, and the column of the tables they are from."""
     for column, before in ENCODERS:
-        merge = f"{fill(STAGE_LAYERS, column, before, i=0, n=1)['stages.0.merging.merge'][0]}.weight"
+        first = layer_names(STAGE_LAYERS, column, before, i=0, n=1)
+        merge = first["stages.0.merging.merge"][0] + ".weight"
         if merge in state:
             break
     else:
-        raise BadInput(f"{path} is no MiT that Hugging Face or NVlabs saved: it holds {listed(list(state), 3)}")
+        raise BadInput(
+            f"{path} is no MiT that Hugging Face or NVlabs saved: it holds {shorten(list(state), 3)}"
+        )
     names: Names = {}
     depths = []
     for i in range(4):
-        names |= fill(STAGE_LAYERS, column, before, i=i, n=i + 1)
+        names |= layer_names(STAGE_LAYERS, column, before, i=i, n=i + 1)
         for j in itertools.count():
-            block = fill(BLOCK_LAYERS, column, before, BLOCKS, i=i, n=i + 1, j=j)
+            block = layer_names(BLOCK_LAYERS, column, before, i=i, n=i + 1, j=j)
             if not any(f"{layer}.weight" in state for layers in block.values() for layer in layers):
                 depths.append(j)
                 break
             names |= block
-    variant = variant_of(len(state[merge]), depths)
-    if variant is None:
-        raise BadInput(f"{path} holds a MiT of {len(state[merge])} channels and {depths} blocks: none of b0 to b5")
-    return variant, names, column
+    channels = len(state[merge])
+    for variant, (widths, known) in VARIANTS.items():
+        if (widths[0], list(known)) == (channels, depths):
+            return variant, names, column
+    raise BadInput(
+        f"{path} holds a MiT of {channels} channels and {depths} blocks: none of b0 to b5"
+    )
 
 
-def translate(state: dict[str, Tensor], model: nn.Module, names: Names, path: Path) -> dict[str, Tensor]:
+def translate(
+    state: dict[str, Tensor], model: nn.Module, names: Names, path: Path
+) -> dict[str, Tensor]:
     """The file's tensors under the model's names and in its shapes, or one error that lists all that does not fit."""
     translated, used = {}, set()
     missing, reshaped = [], []
@@ -90,29 +128,43 @@ def translate(state: dict[str, Tensor], model: nn.Module, names: Names, path: Pa
         theirs = [f"{name}.{kind}" for name in names[layer]]
         used.update(theirs)
         if absent := [name for name in theirs if name not in state]:
-            if kind != "num_batches_tracked":  # torchvision's file is older than this counter, which nothing here reads
+            if (
+                kind != "num_batches_tracked"
+            ):  # torchvision's file is older than this counter, which nothing here reads
                 missing += absent
             continue
         parts = [state[name] for name in theirs]
-        tensor = torch.cat(parts) if len(parts) == 2 and parts[0].shape == parts[1].shape else parts[0]
-        if tensor.dim() == 4 and ours.dim() == 2:  # a convolution whose kernel is its stride: a matrix over R x R x C
+        tensor = (
+            torch.cat(parts) if len(parts) == 2 and parts[0].shape == parts[1].shape else parts[0]
+        )
+        if (
+            tensor.dim() == 4 and ours.dim() == 2
+        ):  # a convolution whose kernel is its stride: a matrix over R x R x C
             tensor = tensor.permute(0, 2, 3, 1).flatten(1)
         if tensor.shape != ours.shape:
-            reshaped.append(f"{theirs[0]} ({numbers(parts[0])}, the model's {key} is {numbers(ours)})")
+            reshaped.append(
+                f"{theirs[0]} ({shape_text(parts[0])}, the model's {key} is {shape_text(ours)})"
+            )
         translated[key] = tensor
     left_over = [key for key in state if key not in used]
-    problems = {"it lacks": missing, "it has left over": left_over, "of another shape are": reshaped}
+    problems = {
+        "it lacks": missing,
+        "it has left over": left_over,
+        "of another shape are": reshaped,
+    }
     if any(problems.values()):
-        told = "; ".join(f"{what} {listed(keys, 30)}" for what, keys in problems.items() if keys)
+        told = "; ".join(f"{what} {shorten(keys, 30)}" for what, keys in problems.items() if keys)
         raise BadInput(f"{path} does not fit {type(model).__name__}: {told}")
     return translated
 
 
-def listed(names: list[str], limit: int) -> str:
+def shorten(names: list[str], limit: int) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(names[:limit]) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )
 
 
-def numbers(tensor: Tensor) -> str:
+def shape_text(tensor: Tensor) -> str:
     """A shape as people write it: 64x3x7x7."""
     return "x".join(str(side) for side in tensor.shape)

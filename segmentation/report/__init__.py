@@ -6,7 +6,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from ..checkpoint import write_atomically
+from ..files import write_atomically
 from .curves import STYLE
 from .page import page
 from .sections import class_section, confusion, curve_section, example_section, run_section, score_section

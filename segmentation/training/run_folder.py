@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint import read_checkpoint, save_checkpoint, write_atomically
+from ..checkpoint import read_checkpoint, save_checkpoint
 from ..distributed import all_reduce_sum, rank, world_size
 from ..errors import BadInput
+from ..files import write_atomically
 from ..report.curves import curves_svg
 from .clock import Clock
 from .parallel import whole_optimizer_state, whole_weights

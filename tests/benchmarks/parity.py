@@ -3,7 +3,7 @@
     python tests/benchmarks/parity.py                     # 1, 2, 3 and 4 ranks on this machine's CPU, gloo
     python tests/benchmarks/parity.py --ranks 1 2 --steps 5
 
-Each run starts from the same weights and takes the same steps of Adam on the same global batches, in float64, so that
+Each run starts from the same weights and takes train.py's own steps on the same global batches, in float64, so that
 what remains is error and not rounding: batches of 7, which no number of ranks divides, the first three images of every
 third batch with nothing but ignored pixels. Beside the exact runs stand the deck's two mistakes.
 """
@@ -17,21 +17,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import distributed, losses
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.samples import EpochOrder
 from segmentation.evaluation.scoring import score_split
 from segmentation.models import build_model
-from segmentation.recipes import criterion_for
-from segmentation.training import parallel, pipeline
+from segmentation.recipes import criterion_for, optimizer_for
+from segmentation.training import parallel
+from segmentation.training.pipeline import Pipeline
+from train import training_step
 
 WAYS = ("ddp", "fsdp", "pipeline")
 TENSORS = ("gradient", "weights", "moments")  # of what `run` gives
@@ -74,21 +77,42 @@ class Pictures:
         return (noise + 45 * self.mask(name)[..., None]).clip(0, 255).astype(np.uint8)
 
 
-def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The global batch of a step: images in the default dtype, masks, keys."""
+def batch_of(step: int) -> dict[str, Tensor]:
+    """The global batch of a step, as train.py's loader gives batches, but without names."""
     names = [str(1000 + BATCH * step + i) for i in range(BATCH)]
-    images = torch.stack([torch.from_numpy(Pictures().image(name)) for name in names]).permute(0, 3, 1, 2)
-    masks = torch.stack([torch.from_numpy(Pictures().mask(name)) for name in names]).long()
+    images = torch.stack([torch.from_numpy(Pictures().image(name)) for name in names])
+    masks = torch.stack([torch.from_numpy(Pictures().mask(name)) for name in names])
     masks[:, :4] = 255
     if step % 3 == 0:
         masks[:3] = 255  # all that the first of 2, 3 or 4 ranks gets
     keys = torch.arange(BATCH) * 1_000_003 + step
-    return images.to(torch.get_default_dtype()) / 255, masks, keys
+    return {"image": images.permute(0, 3, 1, 2), "mask": masks, "key": keys}
+
+
+class Alone(nn.Module):
+    """A criterion of this rank's images, whatever the others have."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        with distributed.alone():
+            return self.criterion(logits, target)
 
 
 def not_summed(x: Tensor) -> Tensor:
     """all_reduce_sum without the sum in its backward."""
     return x + (distributed.all_reduce_sum(x.detach()) - x.detach())
+
+
+def planted(mistake: str | None) -> AbstractContextManager:
+    """Within it the package itself makes a mistake; those of the criterion are `Alone`'s."""
+    if mistake == "half":
+        return patch.object(losses, "all_reduce_sum", not_summed)
+    if mistake in ("batchnorm", "deck"):
+        return patch.object(parallel, "synchronise_batchnorm", lambda model: model)
+    return nullcontext()
 
 
 def run(
@@ -111,69 +135,38 @@ def run(
     """
     torch.set_default_dtype(getattr(torch, dtype))
     torch.manual_seed(0)
-    place = torch.device(device)
-    bare = build_model(CONFIGS[model])
+    place, config = torch.device(device), CONFIGS[model]
+    bare = build_model(config)
     saved = read_checkpoint(start) if start else None
     if saved:
         bare.load_state_dict(saved["model"])
-    bare.to(place)
+    bare.to(place).train()
     criterion = criterion_for(recipe, 0.3, 0.7, [9, 4, 3, 2, 1])
-    originals = losses.all_reduce_sum, parallel.synchronise_batchnorm
-    if mistake == "half":
-        losses.all_reduce_sum = not_summed
-    if mistake in ("batchnorm", "deck"):
-        parallel.synchronise_batchnorm = lambda model: model
-    within: Callable = distributed.alone if mistake in ("loss", "deck") else nullcontext
-    try:
-        return _train(bare, CONFIGS[model], way, criterion, within, saved, steps, first, save, place)
-    finally:
-        losses.all_reduce_sum, parallel.synchronise_batchnorm = originals
-
-
-def _train(
-    bare: nn.Module,
-    config: dict,
-    way: str,
-    criterion: nn.Module,
-    within: Callable,
-    saved: dict | None,
-    steps: int,
-    first: int,
-    save: str | None,
-    place: torch.device,
-) -> dict:
-    spread = parallel.spread(bare, way, place, criterion)
-    optimizer = torch.optim.Adam([p for p in spread.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    if saved:
-        parallel.load_optimizer_state(spread, optimizer, saved["resume"]["optimizer"])
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
-    if saved:
-        scheduler.load_state_dict(saved["resume"]["scheduler"])
-    share, shares = parallel.batch_share(way)
-    rows = EpochOrder(BATCH, BATCH, seed=0, rank=share, world=shares).slice
-    batches = [batch_of(step) for step in range(first, first + steps)]
-    bare.train()
+    if mistake in ("loss", "deck"):
+        criterion = Alone(criterion)
     history, gradient, began = [], {}, 0.0
-    for step, batch in enumerate(batches):
-        image, mask, keys = (x[rows].to(place) for x in batch)
-        began = began if step > 1 else time.perf_counter()  # the first steps plan and allocate
-        optimizer.zero_grad()
-        if isinstance(spread, pipeline.Pipeline):
-            loss = spread.forward_backward(image, mask, keys)
-        else:
-            logits = spread(image, keys)
-            with within():
-                loss = criterion(logits, mask)
-            loss.backward()
-        if step == 0:
-            own = {k: parallel.whole(p.grad).cpu() for k, p in bare.named_parameters() if p.grad is not None}
-            parts = distributed.gather([own]) if isinstance(spread, pipeline.Pipeline) else [own]
-            gradient = {name: value.clone() for part in parts for name, value in part.items()}
-        optimizer.step()
-        history.append(loss.item())
-        if (first + step) % 8 == 7:
-            scheduler.step(distributed.all_reduce_sum(loss.detach()).item() / distributed.world_size())
-    seconds = time.perf_counter() - began
+    with planted(mistake):
+        spread = parallel.spread(bare, way, place, criterion)
+        trained = [p for p in spread.parameters() if p.requires_grad]
+        optimizer = optimizer_for(recipe, trained, 1e-3, place)
+        plateau = {"factor": 0.5, "patience": 0, "threshold": 0.5}
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **plateau)
+        if saved:
+            parallel.load_optimizer_state(spread, optimizer, saved["resume"]["optimizer"])
+            scheduler.load_state_dict(saved["resume"]["scheduler"])
+        share, shares = parallel.batch_share(way)
+        rows = EpochOrder(BATCH, BATCH, seed=0, rank=share, world=shares).slice
+        batches = [batch_of(step) for step in range(first, first + steps)]
+        for step, batch in enumerate(batches):
+            began = began if step > 1 else time.perf_counter()  # the first steps plan and allocate
+            own = {name: value[rows] for name, value in batch.items()}
+            loss = training_step(spread, criterion, optimizer, own)
+            if step == 0:
+                gradient = whole_gradient(bare, spread)
+            history.append(loss.item())
+            if (first + step) % 8 == 7:
+                scheduler.step(distributed.all_reduce_sum(loss).item() / distributed.world_size())
+        seconds = time.perf_counter() - began
     weights = {name: value.clone() for name, value in parallel.whole_weights(spread).items()}
     state = parallel.whole_optimizer_state(spread, optimizer)
     if save and distributed.rank() == 0:
@@ -196,6 +189,14 @@ def _train(
         "bytes": sum(p.numel() * p.element_size() for p in held),
         "images_per_s": BATCH * (steps - 1) / seconds,
     }
+
+
+def whole_gradient(bare: nn.Module, spread: nn.Module | Pipeline) -> dict[str, Tensor]:
+    """What the last step left, by name. All ranks call this together and get it."""
+    gradients = {name: p.grad for name, p in bare.named_parameters() if p.grad is not None}
+    own = {name: parallel.whole(value).cpu().clone() for name, value in gradients.items()}
+    parts = distributed.gather([own]) if isinstance(spread, Pipeline) else [own]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def digest(*sets: dict[str, Tensor]) -> str:

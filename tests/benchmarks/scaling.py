@@ -1,4 +1,4 @@
-"""What do two ranks gain, and where does the rest go? Whole training steps on this machine's CPU, gloo.
+"""What do two ranks gain, and where does the rest go? train.py's own steps on this machine's CPU, gloo.
 
     python tests/benchmarks/scaling.py
     python tests/benchmarks/scaling.py --model unet --size 128 --steps 20
@@ -22,31 +22,36 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import distributed
 from segmentation.allocator import keep_freed_memory
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
+from segmentation.recipes import optimizer_for
 from segmentation.training import parallel
+from train import training_step
 
 
 def measure(model: str, size: int, batch: int, steps: int) -> dict:
     """Median seconds of a training step of a global batch, on all ranks together; with ranks, its communication too."""
     torch.manual_seed(0)
     bare = build_model({"model": model, "num_classes": 5}).train()
-    criterion = TverskyLoss()
-    spread = parallel.spread(bare, "ddp", torch.device("cpu"), criterion)
-    optimizer = torch.optim.Adam(spread.parameters(), lr=1e-3, fused=True)
+    criterion, cpu = TverskyLoss(), torch.device("cpu")
+    spread = parallel.spread(bare, "ddp", cpu, criterion)
+    optimizer = optimizer_for("deck", spread.parameters(), 1e-3, cpu)
     share = batch // distributed.world_size()
-    image, mask = torch.rand(share, 3, size, size), torch.randint(5, (share, size, size))
+    own = {
+        "image": torch.randint(256, (share, 3, size, size), dtype=torch.uint8),
+        "mask": torch.randint(5, (share, size, size), dtype=torch.uint8),
+        "key": torch.arange(share),
+    }
 
     def step(silent: bool = False) -> None:
         with ExitStack() as stack:
             if silent:
                 stack.enter_context(distributed.alone())
                 stack.enter_context(spread.no_sync())
-            optimizer.zero_grad()
-            criterion(spread(image), mask).backward()
-        optimizer.step()
+            training_step(spread, criterion, optimizer, own)
 
     found = {"step": median(step, steps), "gradient_bytes": 4 * sum(p.numel() for p in spread.parameters())}
     if distributed.world_size() > 1:

@@ -1,0 +1,34 @@
+"""Files that are the old one or the new one, never a part."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
+    """Write a temporary file in the same folder, flush, fsync, rename.
+
+    OSError (a full disk, no permission) leaves the old file as it was and no temporary one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+    """Rows as comma separated values, floats in full precision; atomically, as `write_atomically`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
