@@ -343,7 +343,7 @@ def where() -> str:
 
 
 class Poll(NamedTuple):
-    """What was noted by the time that the ranks agree whether to go on: once a step, in training."""
+    """What was noted when the ranks agree whether to go on, which in training is once a step."""
 
     waits: Counter
     events: int
@@ -359,9 +359,16 @@ def train_on(seen: Pretended, *flags: object) -> list[Poll]:
         polls.append(Poll(Counter(seen.waits), len(seen.behind), seen.operators))
         return poll(clock)
 
+    card = {
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: "pretended",
+        "get_arch_list": lambda: ["sm_90"],
+        "mem_get_info": lambda *_: (2**36, 2**36),
+    }
     with (
         mock.patch.object(distributed, "setup", lambda *_: seen.place),
         mock.patch.object(Clock, "poll", noted),
+        mock.patch.multiple(torch.cuda, **card),
     ):
         assert run_script("train", *flags) == 0
     return polls

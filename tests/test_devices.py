@@ -25,8 +25,8 @@ from segmentation.evaluation import weight_search
 from segmentation.evaluation.scoring import score_split
 from segmentation.metrics import confusion_matrix
 from segmentation.models.mix_transformer import VARIANTS
-from segmentation.recipes import criterion_for, optimizer_for
-from segmentation.training.parallel import spread
+from segmentation.recipes import RECIPES, criterion_for, optimizer_for
+from segmentation.training.parallel import distribute_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_cpu(data, smallest_b0, model):
     here = MODELS[model](3).eval()
     expected = score_split(here, data, "val", device=torch.device("cpu"))
     with Pretended() as seen:
-        found = score_split(copy.deepcopy(here).to(CUDA), data, "val", device=CUDA)
+        found = score_split(copy.deepcopy(here).to(CUDA), data, "val")
     for name in ("loss", "miou", "mpa"):
         assert found[name] == pytest.approx(expected[name], abs=1e-3)
     assert not seen.mixed
@@ -118,8 +118,8 @@ def test_tiles_flips_and_the_search_for_weights(data, smallest_b0, monkeypatch):
 
     def on(device: torch.device) -> tuple[Tensor, float]:
         moved = [copy.deepcopy(member).to(device) for member in members]
-        tiles = predict(UFormer(*moved).to(device), image, tile=40, flips=True)
-        [fit] = weight_search.fit_weights(moved, data, folds, per_class=True, device=device)
+        tiles = predict(UFormer(*moved).to(device), image, tile=40, flips="all")
+        [fit] = weight_search.fit_weights(moved, data, folds, per_class=True)
         return tiles.cpu(), fit.miou
 
     tiles, miou = on(torch.device("cpu"))
@@ -136,9 +136,9 @@ def test_a_step_over_ranks(model, operators, recipe):
     """The host waits for nothing and has few operators to launch."""
     batch = batch_of(2)
     with ranks(4), Pretended() as seen:
-        criterion = criterion_for(recipe, 0.3, 0.7, [5, 4, 3]).to(CUDA)
-        parallel = spread(MODELS[model](3).to(CUDA), "ddp", CUDA, criterion)
-        optimizer = optimizer_for(recipe, parallel.parameters(), 1e-3, CUDA)
+        criterion = criterion_for(RECIPES[recipe], [5, 4, 3]).to(CUDA)
+        parallel = distribute_model(MODELS[model](3).to(CUDA), "ddp", CUDA, criterion)
+        optimizer = optimizer_for(RECIPES[recipe], parallel.parameters(), CUDA)
         for _ in range(3):  # the first steps make the optimizer's state and sort the buckets
             seen.waits.clear()
             seen.launched.clear()
@@ -155,18 +155,18 @@ def test_a_step_over_ranks(model, operators, recipe):
 def test_ranks_with_the_same_images_have_the_gradient_of_one(float64, smallest_b0, model, recipe):
     """By DDP on the device, CUDA's BatchNorm and all."""
     torch.manual_seed(0)
-    here, criterion = MODELS[model](3), criterion_for(recipe, 0.3, 0.7, [5, 4, 3])
+    here, criterion = MODELS[model](3), criterion_for(RECIPES[recipe], [5, 4, 3])
     there, batch = copy.deepcopy(here), batch_of(2)
 
     def gradient_of(model: nn.Module, criterion: nn.Module, device: torch.device) -> list[Tensor]:
-        optimizer = optimizer_for(recipe, model.parameters(), 1e-3, device)
+        optimizer = optimizer_for(RECIPES[recipe], model.parameters(), device)
         train.training_step(model, criterion, optimizer, batch)
         return [parameter.grad.cpu() for parameter in model.parameters()]
 
     expected = gradient_of(here, criterion, torch.device("cpu"))
     with ranks(4), Pretended() as seen:
         criterion.to(CUDA)
-        parallel = spread(there.to(CUDA), "ddp", CUDA, criterion)
+        parallel = distribute_model(there.to(CUDA), "ddp", CUDA, criterion)
         found = gradient_of(parallel, criterion, CUDA)
     assert seen.launched["aten.batch_norm_backward_elemt.default"] > 0
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10)
@@ -191,11 +191,8 @@ def test_the_maps_that_grow_are_narrow_under_autocast(smallest_b0, model):
     narrow = []
     with Pretended():
         net = MODELS[model](3).to(CUDA)
-        layers = (
-            [expansion.conv for expansion in net.decoder]
-            if model == "unet"
-            else net.decoder.upsample
-        )
+        is_unet = model == "unet"
+        layers = [up.conv for up in net.decoder] if is_unet else net.decoder.upsample
         for layer in layers:
             layer.register_forward_pre_hook(lambda _, x: narrow.append(x[0].dtype))
         image = torch.rand(2, 3, 64, 64).to(CUDA)

@@ -196,7 +196,7 @@ def test_weights_of_one_class_alone_cancel_however_small():
 
 
 def test_the_fast_recipe_weighs_rare_classes_by_the_root_of_their_pixels():
-    weights = criterion_for("fast", 0.3, 0.7, [1600, 400, 100, 0, 1]).class_weights
+    weights = criterion_for(RECIPES["fast"], [1600, 400, 100, 0, 1]).class_weights
     assert weights.tolist() == [
         0.25,
         0.5,

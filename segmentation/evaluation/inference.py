@@ -128,30 +128,6 @@ def predict_labels(
     return labels, confidence
 
 
-def predict_labels(
-    model: nn.Module,
-    image: np.ndarray,
-    size: Size,
-    *,
-    tile: int | None,
-    flips: Flips,
-    device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class and confidence of each pixel: two uint8 arrays of `size`, the second 255 times the class's probability.
-
-    image: uint8 H x W x 3. The strips are those that scores are taken from; of their floats one strip is held.
-    """
-    tile = tile or usual_tile(image)
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    for top, probability in predict_strips(
-        model, image, output_size=size, tile=tile, flips=flips, device=device
-    ):
-        rows = slice(top, top + probability.shape[1])
-        labels[rows] = probability.argmax(0).cpu().numpy()  # max(0) could break ties in another way
-        confidence[rows] = probability.amax(0).mul(255).round().cpu().numpy()
-    return labels, confidence
-
-
 def _tiles(size: int, tile: int | None) -> Tiles:
     """Tiles along one axis, with weights that are positive and sum to 1 at every position; so do products of two axes.
 

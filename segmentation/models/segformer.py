@@ -92,7 +92,7 @@ class ConvDecoder(nn.Module):
 
 
 def enlarge(x: Tensor, upsample: nn.ConvTranspose2d) -> Tensor:
-    """N x C x h x w -> N x C x 2h x 2w. On a CPU in the weights' precision whatever autocast says."""
+    """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32, whatever autocast says."""
     if x.device.type != "cpu":
         return upsample(x)
     with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import SegFormer
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
-from segmentation.recipes import criterion_for, optimizer_for
+from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from train import make_loader
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version
@@ -170,7 +170,7 @@ def arrays(data: SegmentationDataset) -> list[tuple[np.ndarray, np.ndarray]]:
 def model_step(data: SegmentationDataset) -> Callable[[], int]:
     """STEPS steps of train.py --recipe fast --amp on one batch of half the size, as a function that counts images."""
     model = SegFormer(len(data.classes))
-    criterion = criterion_for("fast", 0.3, 0.7, data.pixel_counts["train"])
+    criterion = criterion_for(RECIPES["fast"], data.pixel_counts["train"])
     optimizer = optimizer_for("fast", model.parameters(), 2e-3, torch.device("cpu"))
     batch = next(iter(loader(data, workers=0)))
 

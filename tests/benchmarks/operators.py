@@ -23,15 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.extend(map(str, Path(__file__).resolve().parents[1:3]))
 from accelerator import Pretended, ranks, train_on
 
 from segmentation import ResNet18UNet, SegFormer, TverskyLoss, predict
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.evaluation.scoring import score_split
 from segmentation.evaluation.weight_search import fit_weights
-from segmentation.training.parallel import spread
+from segmentation.training.parallel import distribute_model
 
 CUDA = torch.device("cuda", 0)
 CLASSES, RANKS, SIDE = 3, 4, 64
@@ -75,21 +74,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, waits in all_waits(Path(folder)):
             print(f"{name:50}{waits:>12}", flush=True)
-    print(
-        f"\n{'operators':34}{'forward':>8}{'loss':>6}{'backward':>9}{'Adam':>6}{'step':>6}{'bf16':>6}"
-    )
+    titles = ("forward", "loss", "backward", "Adam", "step", "bf16")
+    print(f"\n{'operators':34}" + "".join(f"{title:>9}" for title in titles))
     for name, (make, count) in ROWS.items():
-        forward, loss, backward, adam = operators(make(), count)
-        narrow = sum(operators(make(), count, amp=True))
-        step = forward + loss + backward + adam
-        print(f"{name:34}{forward:8}{loss:6}{backward:9}{adam:6}{step:6}{narrow:6}", flush=True)
+        parts = operators(make(), count)
+        columns = [*parts, sum(parts), sum(operators(make(), count, amp=True))]
+        print(f"{name:34}" + "".join(f"{column:9}" for column in columns), flush=True)
 
 
 def operators(model: nn.Module, count: int, amp: bool = False) -> list[int]:
     """Of the forward, the loss, the backward and the optimizer of a step."""
     with ranks(count) if count > 1 else nullcontext(), Pretended() as seen:
         criterion = TverskyLoss()
-        parallel = spread(model.to(CUDA), "ddp", CUDA, criterion) if count > 1 else model.to(CUDA)
+        parallel = distribute_model(model.to(CUDA), "ddp", CUDA, criterion) if count > 1 else model.to(CUDA)
         optimizer = torch.optim.Adam(parallel.parameters(), fused=True)
         image = torch.rand(2, 3, SIDE, SIDE).to(CUDA)
         mask = torch.randint(CLASSES, (2, SIDE, SIDE)).to(CUDA)
@@ -121,13 +118,13 @@ def all_waits(folder: Path) -> Iterator[tuple[str, int | str]]:
     with Pretended() as seen:
         members = [model.to(CUDA).eval() for model in models.values()]
         seen.waits.clear()
-        score_split(members[0], data, "val", device=CUDA)
+        score_split(members[0], data, "val")
         yield "score_split, an image", seen.waits.total()
         seen.waits.clear()
         predict(members[0], torch.rand(1, 3, SIDE, SIDE), tile=SIDE - 16)
         yield "predict, a tile (of 4)", f"{seen.waits.total() / 4:g}"
         seen.waits.clear()
-        fit_weights(members, data, [data.splits["val"]], per_class=True, device=CUDA)
+        fit_weights(members, data, [data.splits["val"]], per_class=True)
         yield "ensemble --per-class, an image, two members", seen.waits.total()
 
 

@@ -31,7 +31,7 @@ from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.samples import EpochOrder
 from segmentation.evaluation.scoring import score_split
 from segmentation.models import build_model
-from segmentation.recipes import criterion_for, optimizer_for
+from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from segmentation.training import parallel
 from segmentation.training.pipeline import Pipeline
 from train import training_step
@@ -144,14 +144,14 @@ def run(
     if saved:
         bare.load_state_dict(saved["model"])
     bare.to(place).train()
-    criterion = criterion_for(recipe, 0.3, 0.7, [9, 4, 3, 2, 1])
+    criterion = criterion_for(RECIPES[recipe], [9, 4, 3, 2, 1])
     if mistake in ("loss", "deck"):
         criterion = Alone(criterion)
     history, gradient, began = [], {}, 0.0
     with planted(mistake):
         spread = parallel.distribute_model(bare, way, place, criterion)
         trained = [p for p in spread.parameters() if p.requires_grad]
-        optimizer = optimizer_for(recipe, trained, 1e-3, place)
+        optimizer = optimizer_for(RECIPES[recipe], trained, place)
         plateau = {"factor": 0.5, "patience": 0, "threshold": 0.5}
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **plateau)
         if saved:

@@ -27,7 +27,7 @@ from segmentation import distributed
 from segmentation.hardware import keep_freed_memory
 from segmentation.losses import TverskyLoss
 from segmentation.models import build_model
-from segmentation.recipes import optimizer_for
+from segmentation.recipes import RECIPES, optimizer_for
 from segmentation.training import parallel
 from train import training_step
 
@@ -38,7 +38,7 @@ def measure(model: str, size: int, batch: int, steps: int) -> dict:
     bare = build_model({"model": model, "num_classes": 5}).train()
     criterion, cpu = TverskyLoss(), torch.device("cpu")
     spread = parallel.distribute_model(bare, "ddp", cpu, criterion)
-    optimizer = optimizer_for("deck", spread.parameters(), 1e-3, cpu)
+    optimizer = optimizer_for(RECIPES["deck"], spread.parameters(), cpu)
     share = batch // distributed.world_size()
     own = {
         "image": torch.randint(256, (share, 3, size, size), dtype=torch.uint8),
