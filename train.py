@@ -317,12 +317,12 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = progress.lr * learning_rate_factor(recipe, time_used, share)
         loss = training_step(parallel, criterion, optimizer, batch, amp)
+        progress.loss_sum += loss
+        progress.step += 1
         if before:  # the device has this step to work on: it never waits for the host
             before.check()
             show_progress(progress, steps, recipe, before.loss, clock)
         before = LossOfStep(loss, batch["name"])
-        progress.loss_sum += loss
-        progress.step += 1
 
         if clock.poll():
             before.check()
