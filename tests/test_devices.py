@@ -94,7 +94,7 @@ def test_a_training_is_on_the_device(tiny_folder, tmp_path, smallest_b0, model, 
 def test_scores_are_those_of_the_cpu(data, smallest_b0, model):
     torch.manual_seed(0)
     here = MODELS[model](3).eval()
-    expected = score_split(here, data, "val", device=torch.device("cpu"))
+    expected = score_split(here, data, "val")
     with Pretended() as seen:
         found = score_split(copy.deepcopy(here).to(CUDA), data, "val")
     for name in ("loss", "miou", "mpa"):
@@ -272,7 +272,7 @@ def test_workers_of_a_gpu_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_p
     job.write_text(JOB)
     flags = ("--data", tiny_folder, "--encoder-weights", "none", "--augment", "0", "--out", out)
     done = subprocess.run(
-        [sys.executable, job, *flags, "--batch-size", "2", "--workers", "2"],
+        [sys.executable, job, *flags, "--batch-size", "2", "--workers", "2", "--device", "cpu"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
         capture_output=True,

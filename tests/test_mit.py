@@ -6,9 +6,22 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
-from segmentation.models.layers import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from segmentation.models.mix_transformer import VARIANTS, Block, EfficientSelfAttention, MixTransformer, attend, draw_paths
-from segmentation.models.layers import DropPath, KeyedDropout, keyed_uniform
+from segmentation.models.layers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DropPath,
+    KeyedDropout,
+    Normalise,
+    keyed_uniform,
+)
+from segmentation.models.mix_transformer import (
+    VARIANTS,
+    Block,
+    EfficientSelfAttention,
+    MixTransformer,
+    attend,
+    draw_depth,
+)
 from segmentation.models.segformer import ConvDecoder, MLPDecoder, SegFormer
 
 DECODERS = ("conv", "mlp")
@@ -68,10 +81,15 @@ def test_random_weights_start_with_their_spread_and_no_bias():
     for layer, std in (
         (block.attention.query, 0.02),
         (block.ffn.contract, 0.02),
-        (first.merging.merge, (2 / (7 * 7 * 32)) ** 0.5),  # 7 x 7 x 32 weights lead from an input to the outputs
+        (
+            first.merging.merge,
+            (2 / (7 * 7 * 32)) ** 0.5,
+        ),  # 7 x 7 x 32 weights lead from an input to the outputs
         (block.ffn.mix, (2 / (3 * 3)) ** 0.5),  # depthwise: 3 x 3
     ):
-        assert layer.weight.std().item() == pytest.approx(std, rel=0.1)  # of 1024 weights at least: 4 deviations
+        assert layer.weight.std().item() == pytest.approx(
+            std, rel=0.1
+        )  # of 1024 weights at least: 4 deviations
         assert abs(layer.weight.mean().item()) < 0.15 * std
         assert not layer.bias.any()
 
@@ -79,9 +97,13 @@ def test_random_weights_start_with_their_spread_and_no_bias():
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_parameter_gets_a_gradient(decoder):
     torch.manual_seed(0)
-    model = SegFormer(3, decoder=decoder).eval()  # batch statistics would cancel the biases before them
+    model = SegFormer(
+        3, decoder=decoder
+    ).eval()  # batch statistics would cancel the biases before them
     model(torch.rand(2, 3, 64, 96)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_normalisation_is_in_the_model_and_not_in_its_state():
@@ -127,8 +149,12 @@ def test_sequence_reduction_is_a_strided_convolution(size):
     attention = EfficientSelfAttention(6, heads=1, reduction=4)
     x = torch.randn(2, *size, 6)
     kernel = attention.reduce.weight.view(6, 4, 4, 6).permute(0, 3, 1, 2)
-    expected = F.conv2d(x.permute(0, 3, 1, 2), kernel, attention.reduce.bias, stride=4).permute(0, 2, 3, 1)
-    torch.testing.assert_close(attention.reduce_sequence(x), attention.norm(expected), rtol=1e-4, atol=1e-5)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), kernel, attention.reduce.bias, stride=4).permute(
+        0, 2, 3, 1
+    )
+    torch.testing.assert_close(
+        attention.reduce_sequence(x), attention.norm(expected), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("variant", "width"), [("b0", 256), ("b2", 768)])
@@ -137,7 +163,9 @@ def test_conv_decoder_is_smaller_than_the_papers(variant, width):
     with torch.device("meta"):
         ours, papers = ConvDecoder(channels, 19, width), MLPDecoder(channels, 19, width)
         assert parameter_count(ours) < parameter_count(papers)
-        assert parameter_count(SegFormer(19, variant)) < parameter_count(SegFormer(19, variant, decoder="mlp"))
+        assert parameter_count(SegFormer(19, variant)) < parameter_count(
+            SegFormer(19, variant, decoder="mlp")
+        )
 
 
 def test_conv_decoder_upsamples_by_transposed_convolutions_and_has_no_gelu(monkeypatch):
@@ -148,7 +176,10 @@ def test_conv_decoder_upsamples_by_transposed_convolutions_and_has_no_gelu(monke
     assert isinstance(decoder.classify, nn.Conv2d)
     for name in ("gelu", "interpolate"):
         monkeypatch.setattr(F, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
-    features = [torch.rand(1, c, 32 // s, 64 // s) for c, s in zip((8, 16, 24, 32), (1, 2, 4, 8), strict=True)]
+    features = [
+        torch.rand(1, c, 32 // s, 64 // s)
+        for c, s in zip((8, 16, 24, 32), (1, 2, 4, 8), strict=True)
+    ]
     assert decoder(features, None).shape == (1, 3, 32, 64)
 
 
@@ -172,10 +203,15 @@ def test_papers_decoder_fused_is_the_papers_decoder_written_out(size):
     ]
 
     def written_out():
-        maps = [p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for p, f in zip(decoder.project, features, strict=True)]
+        maps = [
+            p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for p, f in zip(decoder.project, features, strict=True)
+        ]
         maps = [F.interpolate(m, size=size, mode="bilinear") for m in maps]
         x = F.conv2d(torch.cat(maps, dim=1), decoder.fuse.weight[..., None, None])
-        return F.conv2d(F.relu(decoder.norm(x)), decoder.classify.weight[..., None, None], decoder.classify.bias)
+        return F.conv2d(
+            F.relu(decoder.norm(x)), decoder.classify.weight[..., None, None], decoder.classify.bias
+        )
 
     parameters = [p for name, p in decoder.named_parameters() if name != "classify.bias"]
     weight = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -200,14 +236,22 @@ def test_keyed_numbers_are_uniform_and_each_images_own():
     rows = torch.cat((numbers.flatten(1), keyed_uniform(keys, 4, (10, 100)).flatten(1)))
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 0.2  # 128 rows of 1000: six standard deviations
-    neighbours = torch.stack((numbers.flatten(1)[:, :-1].flatten(), numbers.flatten(1)[:, 1:].flatten()))
+    neighbours = torch.stack(
+        (numbers.flatten(1)[:, :-1].flatten(), numbers.flatten(1)[:, 1:].flatten())
+    )
     assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.02
-    next_key = torch.stack((numbers.flatten(1)[:-1, 1:].flatten(), numbers.flatten(1)[1:, :-1].flatten()))
+    next_key = torch.stack(
+        (numbers.flatten(1)[:-1, 1:].flatten(), numbers.flatten(1)[1:, :-1].flatten())
+    )
     assert abs(torch.corrcoef(next_key)[0, 1]) < 0.02  # not the last key's numbers, one place on
 
 
 def test_keyed_dropout_keeps_the_mean_and_is_off_in_eval_mode():
-    dropout, x, keys = KeyedDropout(0.3, salt=0), torch.ones(4, 8, 50, 50), torch.tensor([7, 8, 9, 2**62])
+    dropout, x, keys = (
+        KeyedDropout(0.3, salt=0),
+        torch.ones(4, 8, 50, 50),
+        torch.tensor([7, 8, 9, 2**62]),
+    )
     y = dropout(x, keys)
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert abs((y == 0).float().mean() - 0.3) < 0.01
@@ -237,9 +281,11 @@ def test_stochastic_depth_decides_per_image():
 def test_a_block_leaves_each_branch_out_for_whole_images():
     block = Block(8, heads=1, reduction=1, norm_eps=1e-6, drop_path=0.5, place=0)
     x, keys = torch.randn(400, 2, 3, 8), torch.arange(400)
-    [paths] = draw_paths(block, keys, x)
-    untouched = (block(x, paths) == x).flatten(1).all(1)
-    assert abs(untouched.float().mean() - 0.25) < 0.09  # both branches, by a draw each: four standard deviations
+    [draws] = draw_depth(block, keys, x)
+    untouched = (block(x, draws) == x).flatten(1).all(1)
+    assert (
+        abs(untouched.float().mean() - 0.25) < 0.09
+    )  # both branches, by a draw each: four standard deviations
 
 
 def test_stochastic_depth_grows_linearly_to_its_rate():
@@ -250,13 +296,13 @@ def test_stochastic_depth_grows_linearly_to_its_rate():
 
 def test_one_draw_gives_each_branch_the_numbers_of_its_own():
     model, keys = MixTransformer("b0", drop_path=0.1), torch.tensor([5, 2**62, 7])
-    drawn = torch.cat(draw_paths(model, keys, keys))
+    drawn = torch.cat(draw_depth(model, keys, keys))
     expected = [keyed_uniform(keys, salt, (1, 1, 1)) for salt in range(16)]
     assert torch.equal(drawn, torch.stack(expected))
     assert len(set(drawn.flatten().tolist())) == drawn.numel()
-    of_stage = torch.cat(draw_paths(model.stages[2], keys, keys))
+    of_stage = torch.cat(draw_depth(model.stages[2], keys, keys))
     assert torch.equal(of_stage, drawn[8:12])
-    assert draw_paths(model.eval(), keys, keys) == [(None, None)] * 8
+    assert draw_depth(model.eval(), keys, keys) == [(None, None)] * 8
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -291,4 +337,6 @@ def test_compiled_is_the_same_function(decoder):
     model = SegFormer(3, decoder=decoder, drop_path=0.1, dropout=0.1).train()
     image, keys = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
     expected = model(image, keys)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True)(image, keys), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True)(image, keys), expected, rtol=1e-3, atol=1e-5
+    )

@@ -108,7 +108,7 @@ class MixFFN(nn.Module):
         return self.contract(F.gelu(x))
 
 
-Paths = Tensor | tuple[None, None]  # of a block's two branches: `numbers` of `DropPath`
+Draws = Tensor | tuple[None, None]  # for `DropPath`, of a block's two branches
 
 
 class Block(nn.Module):
@@ -135,16 +135,16 @@ class Block(nn.Module):
         self.ffn = MixFFN(channels)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, paths: Paths) -> Tensor:
-        """N x H x W x C -> the same. paths: what stochastic depth of the two branches goes by."""
-        x = x + self.drop_path1(self.attention(self.norm1(x)), paths[0])
-        return x + self.drop_path2(self.ffn(self.norm2(x)), paths[1])
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
+        """N x H x W x C -> the same. draws: see `draw_depth`."""
+        x = x + self.drop_path1(self.attention(self.norm1(x)), draws[0])
+        return x + self.drop_path2(self.ffn(self.norm2(x)), draws[1])
 
 
-def draw_paths(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Paths]:
-    """What stochastic depth goes by in the blocks of an encoder, or of a stage, for N images x.
+def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
+    """The numbers of stochastic depth, for N images x and each block of an encoder or a stage.
 
-    In one draw, because a draw is some 30 operators whatever its size.
+    Drawn for all blocks at once, because a draw is some 30 operators whatever its size.
     """
     blocks = [module for module in part.modules() if isinstance(module, Block)]
     last = blocks[-1].drop_path2
@@ -165,10 +165,10 @@ class Stage(nn.Module):
         super().__init__()
         self.merging, self.blocks, self.norm = merging, nn.ModuleList(blocks), norm
 
-    def forward(self, x: Tensor, paths: Iterator[Paths]) -> Tensor:
-        """N x H x W x C_in -> N x H/s x W/s x C_i. The next paths are its blocks'."""
+    def forward(self, x: Tensor, draws: Iterator[Draws]) -> Tensor:
+        """N x H x W x C_in -> N x H/s x W/s x C_i. Takes the next draws, one a block."""
         x = self.merging(x)
-        for block, own in zip(self.blocks, paths, strict=False):
+        for block, own in zip(self.blocks, draws, strict=False):
             x = block(x, own)
         return self.norm(x)
 
@@ -215,8 +215,8 @@ class MixTransformer(nn.Module):
                 f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least"
             )
         x, features = image.permute(0, 2, 3, 1), []
-        paths = iter(draw_paths(self, keys, x))
+        draws = iter(draw_depth(self, keys, x))
         for stage in self.stages:
-            x = stage(x, paths)
+            x = stage(x, draws)
             features.append(x.permute(0, 3, 1, 2))  # a view: channels last in memory
         return features

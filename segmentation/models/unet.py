@@ -85,7 +85,8 @@ class ResNet18UNet(nn.Module):
             raise ValueError(
                 f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least"
             )
-        *skips, x = self.encoder(self.normalise(image))
+        features = self.encoder(self.normalise(image))
+        x = features.pop()
         for expansion in self.decoder:
-            x = expansion(x, skips.pop())
+            x = expansion(x, features.pop())
         return F.interpolate(self.classify(x).contiguous(), size=image.shape[-2:], mode="bilinear")

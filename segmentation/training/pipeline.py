@@ -16,7 +16,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 from ..distributed import alone, rank, say, world_size
 from ..errors import BadInput
-from ..models.mix_transformer import Stage, draw_paths
+from ..models.mix_transformer import Stage, draw_depth
 from ..models.segformer import SegFormer
 from ..models.unet import ResNet18UNet
 
@@ -60,8 +60,8 @@ class Part(nn.Module):
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
                     if isinstance(layer, Stage):
-                        paths = iter(draw_paths(layer, keys, x))
-                        x = layer(x.permute(0, 2, 3, 1), paths).permute(0, 3, 1, 2)
+                        draws = iter(draw_depth(layer, keys, x))
+                        x = layer(x.permute(0, 2, 3, 1), draws).permute(0, 3, 1, 2)
                     else:
                         x = layer(x)
                 maps = (*maps, x)

@@ -86,7 +86,11 @@ def operators(model: nn.Module, count: int, amp: bool = False) -> list[int]:
     """Of the forward, the loss, the backward and the optimizer of a step."""
     with ranks(count) if count > 1 else nullcontext(), Pretended() as seen:
         criterion = TverskyLoss()
-        parallel = distribute_model(model.to(CUDA), "ddp", CUDA, criterion) if count > 1 else model.to(CUDA)
+        parallel = (
+            distribute_model(model.to(CUDA), "ddp", CUDA, criterion)
+            if count > 1
+            else model.to(CUDA)
+        )
         optimizer = torch.optim.Adam(parallel.parameters(), fused=True)
         image = torch.rand(2, 3, SIDE, SIDE).to(CUDA)
         mask = torch.randint(CLASSES, (2, SIDE, SIDE)).to(CUDA)
