@@ -372,6 +372,11 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
         {},
         "15.png.png: no image",
     ),
+    "no good pair": (
+        lambda r: [p.write_bytes(b"") for p in (r / "masks").iterdir()],
+        {},
+        ": 16 problems",
+    ),
     "no val": (lambda r: given_splits(r, "train"), {}, "val/images/: missing"),
     "no train masks": (
         lambda r: given_splits(r, "train", "val") or shutil.rmtree(r / "train/masks"),

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import struct
 import time
 import zlib
@@ -362,6 +363,15 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
         open_dataset(**stored)
 
 
+def test_a_reopened_set_counts_the_checkpoints_classes(tmp_path):
+    write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 16, 3)
+    data = open_dataset(str(tmp_path / "data"))
+    meta = {"data": data.describe(), "classes": [*data.classes, "3"], "palette": [*data.palette, [1, 2, 3]]}
+    again = datasets.reopen_dataset(meta)  # as if a mask with label 3 were gone
+    assert again.classes == ["0", "1", "2", "3"] and again.palette[3] == [1, 2, 3]
+    assert again.pixel_counts == {split: [*counts, 0] for split, counts in data.pixel_counts.items()}
+
+
 def test_skip_bad_leaves_out_and_records(tmp_path):
     write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 16, 3)
     (tmp_path / "data/images/003.png").write_bytes(b"")
@@ -398,6 +408,26 @@ def test_scenes(monkeypatch):
     binary = open_dataset("scenes", image_size=(32, 48), task="binary", splits=data.splits)
     assert len(drawn) == 6 and binary.mask("val/0001")[0, :6].tolist() == [0, 1, 1, 1, 1, 0]
     assert open_dataset("scenes", seed=1).image_size == (256, 256) and len(drawn) == 12
+
+
+@pytest.mark.parametrize("file", ["__init__.py", "view.py"])
+def test_scenes_are_drawn_again_when_the_renderer_changes(tmp_path, monkeypatch, file):
+    drawn = []
+
+    def render(seed, split, index, size):
+        drawn.append(split)
+        return picture(index, *size), np.zeros(size, np.uint8)
+
+    renderer = shutil.copytree(Path(scenes.__file__).parent, tmp_path / "scenes")
+    monkeypatch.setattr(scenes, "__file__", str(renderer / "__init__.py"))
+    monkeypatch.setattr(scenes, "render", render)
+    monkeypatch.setattr(scenes, "IMAGES_PER_SPLIT", {"train": 1, "val": 1, "test": 1})
+    for _ in range(2):
+        open_dataset("scenes", image_size=(32, 32))
+    assert len(drawn) == 3
+    (renderer / file).write_text("")
+    open_dataset("scenes", image_size=(32, 32))
+    assert len(drawn) == 6
 
 
 def test_real_scenes_have_exact_masks_of_their_size(monkeypatch):

@@ -280,4 +280,4 @@ def test_workers_of_a_gpu_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_p
         check=False,
     )
     assert done.returncode == 99, done.stderr
-    assert load_checkpoint(out / "last.pt")[1]["resume"]["state"]["step"] == 3
+    assert load_checkpoint(out / "last.pt")[1]["resume"]["progress"]["step"] == 3

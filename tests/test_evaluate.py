@@ -62,16 +62,18 @@ def colourful(tmp_path: Path) -> Path:
     return folder
 
 
-def test_flips_and_mirror_average_different_views(checkpoint: Path, tmp_path: Path):
+def test_flips_average_all_views_or_the_mirror_image_alone(checkpoint: Path, tmp_path: Path):
     losses, file = set(), tmp_path / "scores.json"
-    for flags in ((), ("--mirror",), ("--flips",)):
+    for flags in ((), ("--flips", "horizontal"), ("--flips",)):
         assert run_script("evaluate", checkpoint, *flags, "--json", file) == 0
         losses.add(json.loads(file.read_text())["loss"])
     assert len(losses) == 3
-    assert run_script("evaluate", checkpoint, "--mirror", "--flips") == 2
+    assert run_script("evaluate", checkpoint, "--flips", "all", "--json", file) == 0
+    assert json.loads(file.read_text())["loss"] in losses
+    assert run_script("evaluate", checkpoint, "--flips", "vertical") == 2
 
 
-@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips"), ("--mirror",)])
+@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips"), ("--flips", "horizontal")])
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):

@@ -376,12 +376,12 @@ def test_workers_for_a_gpu_come_from_cores_and_ranks(monkeypatch, machine):
 def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_path):
     seen = []
     loader = train.make_loader
-    monkeypatch.setattr(train, "usual_workers", lambda device: 0)
-    monkeypatch.setattr(train, "make_loader", lambda *a: (seen.append(a[2]), loader(*a))[1])
+    monkeypatch.setattr(train, "usual_workers", lambda device: 7)
+    monkeypatch.setattr(train, "make_loader", lambda *a: (seen.append(a[2]), loader(*a[:2], 0))[1])
     place = FLAGS.index("--workers")
     flags = ("--data", tiny_folder, *FLAGS[:place], *FLAGS[place + 2 :], "--epochs", 1)
     assert run_script("train", *flags, "--out", tmp_path / "run") == 0
-    assert seen == [0]
+    assert seen == [7]
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     with pytest.raises(SystemExit):
         training_arguments("")

@@ -8,7 +8,7 @@ import torch
 
 from segmentation import TverskyLoss
 from segmentation.losses import TverskyCrossEntropy, TverskySums, tversky_loss
-from segmentation.recipes import criterion_for
+from segmentation.recipes import RECIPES, criterion_for
 
 
 def logits_of(probability: list[list[float]]) -> torch.Tensor:

@@ -111,7 +111,7 @@ def test_a_signal_before_the_first_step_is_not_lost(
 ):
     """It waits for the first step, and nothing but what was done is saved."""
     assert train(tiny_folder, tmp_path / "run", kill=Kill(number, moment)) == 99
-    state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["state"]
+    state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["progress"]
     assert (state["epoch"], state["step"]) == (0, 1)
 
 
@@ -138,7 +138,7 @@ def test_a_killed_writer_leaves_nothing_for_good(tiny_folder: Path, tmp_path: Pa
 
 def test_saves_inside_an_epoch(tiny_folder: Path, tmp_path: Path):
     assert train(tiny_folder, tmp_path, "--save-every", 1e-9, kill=Kill(KILL, "update", 4)) == -KILL
-    assert read_checkpoint(tmp_path / "last.pt")["resume"]["state"]["step"] == 3
+    assert read_checkpoint(tmp_path / "last.pt")["resume"]["progress"]["step"] == 3
 
 
 def test_a_finished_run_resumed_ends_with_0_and_changes_nothing(tiny_folder, undisturbed, tmp_path):
@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_number_names_the_files(
     with pytest.raises(RuntimeError, match=f"the loss is nan on {files}: look at"):
         run_script("train", "--data", tiny_folder, *FLAGS, "--epochs", 3, *flags, "--out", tmp_path)
     saved = read_checkpoint(tmp_path / "last.pt")
-    assert (saved["epoch"], saved["resume"]["state"]["step"]) == saved_at
+    assert (saved["epoch"], saved["resume"]["progress"]["step"]) == saved_at
     assert all(bool(weight.isfinite().all()) for weight in saved["model"].values())
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from segmentation.arguments import training_arguments
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import samples
 from segmentation.data.transforms import transform_pair
+from segmentation.recipes import RECIPES
 
 FLAGS = (
     "--encoder-weights",
@@ -158,6 +160,7 @@ def test_validation_is_not_compiled(tmp_path: Path, tiny_folder: Path, monkeypat
         ("--data DIR --recipe fast", (16, 2e-3, 3000)),
         ("--data DIR --recipe fast --model unet", (8, 4e-3, 3000)),
         ("--recipe fast --model unet --lr 0.1 --augment 0", (8, 0.1, 0)),
+        ("--data DIR --recipe long", (16, 2e-3, 6000)),
     ],
 )
 def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypatch):
@@ -166,44 +169,22 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
     assert (args.batch_size, args.lr, args.augment) == expected
 
 
-def test_the_sizes_asked_for_are_those_of_the_samples(
-    tmp_path: Path, tiny_folder: Path, monkeypatch
-):
+@pytest.mark.parametrize("recipe", ["fast", "long"])
+def test_a_recipes_scales_are_those_of_its_samples(recipe, tmp_path, tiny_folder, monkeypatch):
     scales: list[float] = []
 
-    def noted(image, mask, draw, crop):
-        scales.append(draw.scale)
-        return transform_pair(image, mask, draw, crop)
+    def noted(image, mask, augmentation, crop):
+        scales.append(augmentation.scale)
+        return transform_pair(image, mask, augmentation, crop)
 
     monkeypatch.setattr(samples, "transform_pair", noted)
-    flags = (
-        "--data",
-        tiny_folder,
-        "--recipe",
-        "fast",
-        "--encoder-weights",
-        "none",
-        "--epochs",
-        1,
-        "--augment",
-        0,
-    )
-    flags += (
-        "--batch-size",
-        8,
-        "--workers",
-        0,
-        "--coarse",
-        0,
-        0,
-        "--crop",
-        32,
-        32,
-        "--out",
-        tmp_path / "run",
-    )
-    assert run_script("train", *flags, "--sizes", 2, 3) == 0
-    assert len(scales) >= 16 and 2 <= min(scales) < max(scales) <= 3
+    row = replace(RECIPES[recipe], coarse=(0.0, 0.0))
+    monkeypatch.setitem(RECIPES, recipe, row)
+    flags = "--encoder-weights none --epochs 1 --augment 0 --batch-size 8 --workers 0 --crop 32 32"
+    paths = ("--data", tiny_folder, "--out", tmp_path / "run")
+    assert run_script("train", *paths, "--recipe", recipe, *flags.split()) == 0
+    lowest, highest = row.scales
+    assert len(scales) >= 16 and lowest <= min(scales) < 1 < max(scales) <= highest
 
 
 @pytest.mark.slow
@@ -235,9 +216,8 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
         assert run_script("train", *flags, "--out", tmp_path / "noted") == 0
         assert sizes == [32] * 4 + [64] * 3 + [128]  # 8 steps: a quarter until 0.4, half until 0.8
         sizes.clear()
-        more = ("--recipe", "deck", "--coarse", 0.3, 0.6, "--out", tmp_path / "coarse")
-        assert run_script("train", *flags, *more) == 0
-        assert sizes == [32] * 3 + [64] * 2 + [128] * 3
+        assert run_script("train", *flags, "--recipe", "long", "--out", tmp_path / "long") == 0
+        assert sizes == [32] + [64] * 2 + [128] * 5  # a quarter until 0.05, half until 0.3
     assert (
         run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0
     )  # one thread, as the next

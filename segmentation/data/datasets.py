@@ -208,7 +208,7 @@ def _open_folder(
             listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
         )
     highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
-    classes = declared or numbered_classes(int(highest) + 1)
+    classes = declared or numbered_classes(highest + 1)
     return SegmentationDataset(
         layout.name,
         str(root),
@@ -280,8 +280,12 @@ def _duplicates(splits: Splits, pairs: dict[str, Pair]) -> dict[str, list[Proble
                 continue
             other_split, other = seen.setdefault(pairs[name].digest, (split, name))
             if other_split != split:
-                sentence = f"the same file as {other} ({other_split}); keep one of them"
-                problems[name] = [Problem(f"{name} ({split}): {sentence}")]
+                problems[name] = [
+                    Problem(
+                        f"{name} ({split}): the same file as {other} ({other_split}); "
+                        "keep one of them"
+                    )
+                ]
     return problems
 
 

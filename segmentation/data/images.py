@@ -138,14 +138,11 @@ def _values_of_colours(pixels: ndarray, colours: dict[int, int] | None) -> ndarr
     codes = pixels[..., 0].astype(np.uint32)
     for band in (1, 2):
         codes = codes << 8 | pixels[..., band]
-    stored = np.zeros(codes.shape, np.uint8)
-    known = np.zeros(codes.shape, bool)
+    stored = np.full(codes.shape, -1, np.int16)
     for colour, value in colours.items():
-        here = codes == colour
-        stored[here] = value
-        known |= here
-    if not known.all():
-        strange, counts = np.unique(codes[~known], return_counts=True)
+        stored[codes == colour] = value
+    if stored.min() < 0:
+        strange, counts = np.unique(codes[stored < 0], return_counts=True)
         first = ", ".join(
             f"{code >> 16},{code >> 8 & 255},{code & 255} ({count} pixels)"
             for code, count in zip(strange[:3], counts[:3], strict=True)
@@ -154,7 +151,7 @@ def _values_of_colours(pixels: ndarray, colours: dict[int, int] | None) -> ndarr
         raise Unreadable(
             f"has colours that classes.csv does not name: {first}{more}; add them, or mend the mask"
         )
-    return stored
+    return stored.astype(np.uint8)
 
 
 def _check_palette(

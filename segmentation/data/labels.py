@@ -16,7 +16,7 @@ ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,12
 
 
 def red_green_blue(code: int) -> Colour:
-    """Of 0xRRGGBB, as all colours are written in this program."""
+    """The three parts of 0xRRGGBB."""
     return list(code.to_bytes(3, "big"))
 
 

@@ -226,8 +226,11 @@ def _pair(
             (images, masks, f"mask {mask_folder}"),
             (masks, images, f"image {image_folder}"),
         ):
-            alone = [stem for stem in files if stem not in others]
-            problems += [Problem(f"{files[stem][0]}: no {partner}/{stem}.*") for stem in alone]
+            problems += [
+                Problem(f"{files[stem][0]}: no {partner}/{stem}.*")
+                for stem in files
+                if stem not in others
+            ]
     return {
         images[stem][0]: masks[stem][0]
         for stem in images

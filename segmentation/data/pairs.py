@@ -42,8 +42,8 @@ def read_pair(
         image_key = _file_key(image_file)
         mask_key = _file_key(mask_file)
     except OSError as error:
-        sentence = f"cannot be opened ({error.strerror}); mend or remove it"
-        return [Problem(f"{name} or {mask_name}: {sentence}")]
+        reason = f"cannot be opened ({error.strerror}); mend or remove it"
+        return [Problem(f"{name} or {mask_name}: {reason}")]
     # An image entry says that the image was checked against this very mask file.
     image_entry = entry_of([image_key, mask_key], size)
     mask_entry = entry_of(mask_key, table.tobytes(), colours)

@@ -45,8 +45,11 @@ class TrainingSamples(Dataset):
         augmentation: str = "deck",
         scale_range: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        self.data, self.names = data, list(data.splits[split])
-        self.crop, self.augment, self.seed = crop, augment, seed
+        self.data = data
+        self.names = list(data.splits[split])
+        self.crop = crop
+        self.augment = augment
+        self.seed = seed
         fast = partial(draw_fast, scale_range=scale_range)
         # How the images themselves are drawn, and how the extra samples.
         draws: dict[str, list[Callable]] = {"deck": [draw_window, draw_deck], "fast": [fast, fast]}
@@ -132,7 +135,9 @@ class EpochOrder(Sampler[list[Key]]):
                 f"{count} training samples do not fill one batch of {batch_size}; "
                 f"use --batch-size {count} or less, or a larger --augment"
             )
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.set_epoch(0)
 
@@ -147,7 +152,9 @@ class EpochOrder(Sampler[list[Key]]):
         start: the first step to give; a resumed run has done those before.
         divisor_at: step -> divisor of its samples, asked when the step is ordered.
         """
-        self.epoch, self.start, self.divisor_at = epoch, start, divisor_at
+        self.epoch = epoch
+        self.start = start
+        self.divisor_at = divisor_at
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.start

@@ -102,7 +102,7 @@ def window_corner(
     room = np.subtract(size, crop)
     steps = np.floor(np.multiply(augmentation.position, np.abs(room) + 1)).astype(int)
     top, left = np.sign(room) * steps
-    return int(top), int(left)
+    return top, left
 
 
 def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:

@@ -54,7 +54,7 @@ except ImportError:
 
 ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
 LIGHT, SCALES = (0.7, 1.3), (0.76, 1.32)  # of the fast recipe
-RECIPES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
+SAMPLES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
 
 Prepare = Callable[[int], Any]  # the number of an image -> a sample
@@ -109,7 +109,7 @@ def main() -> None:
 
 def prepare_ours(data: SegmentationDataset, recipe: str, shrink: int) -> Prepare:
     """Augmented samples alone; keys like those of the sampler."""
-    samples = TrainingSamples(data, "train", crop=None, augment=10**6, seed=0, **RECIPES[recipe])
+    samples = TrainingSamples(data, "train", crop=None, augment=10**6, seed=0, **SAMPLES[recipe])
     keys = iter(range(len(samples.names), len(samples)))
     return lambda _: samples[0, next(keys), shrink]
 
@@ -171,7 +171,7 @@ def model_step(data: SegmentationDataset) -> Callable[[], int]:
     """STEPS steps of train.py --recipe fast --amp on one batch of half the size, as a function that counts images."""
     model = SegFormer(len(data.classes))
     criterion = criterion_for(RECIPES["fast"], data.pixel_counts["train"])
-    optimizer = optimizer_for("fast", model.parameters(), 2e-3, torch.device("cpu"))
+    optimizer = optimizer_for(RECIPES["fast"], model.parameters(), torch.device("cpu"))
     batch = next(iter(loader(data, workers=0)))
 
     def steps() -> int:
@@ -194,7 +194,7 @@ def loader_of(data: SegmentationDataset, workers: int) -> Callable[[], int]:
 
 
 def loader(data: SegmentationDataset, workers: int) -> torch.utils.data.DataLoader:
-    samples = TrainingSamples(data, "train", crop=None, augment=1200, seed=0, **RECIPES["fast"])
+    samples = TrainingSamples(data, "train", crop=None, augment=1200, seed=0, **SAMPLES["fast"])
     order = EpochOrder(3 * STEPS * BATCH, BATCH, seed=0)
     order.set_epoch(0, divisor_at=lambda step: 2)
     return make_loader(samples, order, workers, torch.device("cpu"))

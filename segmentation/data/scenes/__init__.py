@@ -35,8 +35,6 @@ from .view import View
 
 IMAGES_PER_SPLIT = {"train": 240, "val": 40, "test": 40}
 
-Painter = Callable[[View, Point], None]
-
 
 class Plot(NamedTuple):
     """Where the large things lie, in metres from the point below the camera."""
@@ -117,7 +115,7 @@ def lay_out(view: View) -> Plot:
     return Plot(side, street, width, house, gate, drive, front, flank)
 
 
-def scatter(view: View, *kinds: tuple[Painter, float, int, int]) -> None:
+def scatter(view: View, *kinds: tuple[Callable[[View, Point], None], float, int, int]) -> None:
     """Paint some of each kind, each at its own free place.
 
     kinds: painter, metres of free ground around a place, how many at least and at most.

@@ -128,9 +128,9 @@ def paint_pond(view: View) -> None:
 
 def paint_heap(view: View) -> None:
     """Rocks about a place."""
+    rng = view.rng
     heap = view.spot(1.5)
-    count = view.rng.integers(4, 10)
-    for place in heap + view.rng.normal(0, 1.0, (count, 2)):
+    for place in heap + rng.normal(0, 1.0, (rng.integers(4, 10), 2)):
         paint_rock(view, place)
 
 

@@ -91,12 +91,9 @@ def paint_person(view: View, place: Point) -> None:
 def paint_dog(view: View, place: Point) -> None:
     angle = view.rng.uniform(0, 2 * np.pi)
     coat = view.draw_colour(0x5C402C, 0xC8B08C, 0x2C2826)
-    shadow = oval(place + view.sun * 0.5, 1.0, 0.4, angle)
-    body = oval(place, 1.0, 0.36, angle)
-    head = disc(place + offset(0.5, 0, angle), 0.18)
-    view.shade(shadow)
-    view.paint(body, DOG, coat)
-    view.paint(head, DOG, coat * 0.8)
+    view.shade(oval(place + view.sun * 0.5, 1.0, 0.4, angle))
+    view.paint(oval(place, 1.0, 0.36, angle), DOG, coat)
+    view.paint(disc(place + offset(0.5, 0, angle), 0.18), DOG, coat * 0.8)
 
 
 def paint_bicycle(view: View, place: Point) -> None:
