@@ -75,14 +75,14 @@ def child(
 def arm(kill: Kill) -> None:
     """Make the moment's function send the signal in its count-th call, before it does its work."""
     import train
-    from segmentation import files, losses
+    from segmentation import files
     from segmentation.evaluation import scoring
     from segmentation.training import run_folder as runs
 
     owner, name = {
         "data": (train, "open_dataset"),
         "model": (train, "start_model"),
-        "step": (losses.TverskyLoss, "forward"),
+        "step": (train, "training_step"),
         "update": (torch.optim.Adam, "step"),
         "evaluation": (scoring, "score_image"),
         "epoch": (train, "finish_epoch"),
@@ -145,5 +145,5 @@ def is_equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-MEASURED = ("seconds", "images_per_s", "started", "command", "args")
+MEASURED = ("seconds", "images_per_s", "epoch_began", "command", "args")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

@@ -366,10 +366,16 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
 def test_a_reopened_set_counts_the_checkpoints_classes(tmp_path):
     write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 16, 3)
     data = open_dataset(str(tmp_path / "data"))
-    meta = {"data": data.describe(), "classes": [*data.classes, "3"], "palette": [*data.palette, [1, 2, 3]]}
+    meta = {
+        "data": data.describe(),
+        "classes": [*data.classes, "3"],
+        "palette": [*data.palette, [1, 2, 3]],
+    }
     again = datasets.reopen_dataset(meta)  # as if a mask with label 3 were gone
     assert again.classes == ["0", "1", "2", "3"] and again.palette[3] == [1, 2, 3]
-    assert again.pixel_counts == {split: [*counts, 0] for split, counts in data.pixel_counts.items()}
+    assert again.pixel_counts == {
+        split: [*counts, 0] for split, counts in data.pixel_counts.items()
+    }
 
 
 def test_skip_bad_leaves_out_and_records(tmp_path):

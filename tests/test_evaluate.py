@@ -73,7 +73,21 @@ def test_flips_average_all_views_or_the_mirror_image_alone(checkpoint: Path, tmp
     assert run_script("evaluate", checkpoint, "--flips", "vertical") == 2
 
 
-@pytest.mark.parametrize("flags", [(), ("--tile", 32, "--flips"), ("--flips", "horizontal")])
+def test_amp_scores_as_the_training_with_amp_validated(tmp_path: Path, tiny_folder: Path):
+    best, file = train(tmp_path / "run", tiny_folder, "--amp"), tmp_path / "scores.json"
+    scores = []
+    for flags in (("--amp",), ()):
+        assert run_script("evaluate", best, "--split", "val", *flags, "--json", file) == 0
+        scores.append(json.loads(file.read_text()))
+    checkpoint = read_checkpoint(best)
+    assert scores[0] == checkpoint["scores"]
+    assert scores[0]["loss"] == checkpoint["history"][checkpoint["epoch"] - 1]["val_loss"]
+    assert scores[1]["loss"] != scores[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--tile", 32, "--flips"), ("--flips", "horizontal"), ("--amp",)]
+)
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):
@@ -105,7 +119,8 @@ def test_images_of_any_mode_become_labels_overlay_and_confidence(
 ):
     assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 0
     meta = read_checkpoint(checkpoint)
-    lines = capsys.readouterr().out.splitlines()
+    device, *lines = capsys.readouterr().out.splitlines()
+    assert device.startswith("device: cpu, ")
     assert [line.split()[:2] for line in lines] == [
         ["1/3", "alpha.PNG"],
         ["2/3", "grey.png"],
@@ -130,7 +145,7 @@ def test_shares_in_the_line_are_those_of_the_labels_and_one_class_is_warned_of(
     checkpoint: Path, colourful: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[1:]
     labels = np.array(Image.open(tmp_path / "labels" / "grey.png"))
     for index in np.unique(labels):
         share = (labels == index).mean()
@@ -143,7 +158,7 @@ def test_shares_in_the_line_are_those_of_the_labels_and_one_class_is_warned_of(
     assert (
         run_script("evaluate", tmp_path / "sure.pt", "--images", colourful, "--out", tmp_path) == 0
     )
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 3 and all(
         line.endswith("1 100.0%  warning: 1 is more than 99.9% of the pixels") for line in lines
     )

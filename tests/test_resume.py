@@ -195,7 +195,7 @@ def test_a_loss_that_is_no_number_names_the_files(
         steps = 0
 
         def forward(self, logits, target):
-            Poisoned.steps += 1
+            Poisoned.steps += target.shape[-1] == 32  # not where a step's memory is measured
             return super().forward(logits, target) * (float("nan") if Poisoned.steps == 8 else 1)
 
     monkeypatch.setattr(recipes, "TverskyLoss", Poisoned)
