@@ -25,6 +25,7 @@ from segmentation import UFormer, build_model, load_checkpoint
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.datasets import reopen_dataset
 from segmentation.evaluation import weight_search as mixing
+from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_split
 from segmentation.evaluation.weight_search import (
     Fit,
@@ -362,6 +363,7 @@ def evaluated(file: Path, folder: Path, *flags: object) -> dict:
         (),
         ("--per-class",),
         ("--weights", 0.2, 0.8),
+        ("--amp",),
         pytest.param(("--flips", "--tile", 32), marks=pytest.mark.slow),
     ],
 )
@@ -383,7 +385,7 @@ def test_every_row_is_what_evaluate_says_of_the_checkpoint(tmp_path, capsys, run
         "time",
     ]
     assert [row[0] for row in table[1:]] == ["unet", "segformer", "UFormer"]
-    prediction = flags if "--flips" in flags else ()
+    prediction = flags if flags and flags[0] in ("--flips", "--amp") else ()
     for file, scores, row in zip([*runs[:2], out], rows[0], table[1:], strict=True):
         assert evaluated(file, tmp_path, *prediction) == scores
         assert row[1:4] == [f"{scores[key]:.4f}" for key in ("loss", "miou", "mpa")]
@@ -404,6 +406,18 @@ def test_every_row_is_what_evaluate_says_of_the_checkpoint(tmp_path, capsys, run
     again = build_model(meta["config"])
     again.load_state_dict(read_checkpoint(out)["model"])
     assert torch.equal(again.weights, model.weights)
+
+
+def test_the_search_sees_the_members_as_amp_scores_them(runs, tiny_folder):
+    models, metas = zip(*map(load_checkpoint, runs[:2]), strict=True)
+    data = reopen_dataset(metas[0], tiny_folder)
+    found = []
+    for amp in (True, False):
+        [fit] = fit_weights(models, data, [data.splits["val"]], Prediction(amp=amp))
+        own = [score_split(model, data, "val", Prediction(amp=amp))["miou"] for model in models]
+        assert fit.members == pytest.approx(own, abs=1e-7)
+        found.append(fit.members)
+    assert found[0] != found[1]
 
 
 def test_three_members_and_an_average_as_a_member(tmp_path, capsys, runs, rows):
@@ -531,7 +545,8 @@ def test_two_ranks_print_what_one_prints(runs):
     )
     assert alone.returncode == 0, alone.stderr
     assert both.returncode == 0, both.stderr
-    assert both.stdout == alone.stdout != ""
+    lines = [text.splitlines() for text in (both.stdout, alone)]
+    assert "2 processes" in lines[0][0] and lines[0][1:] == lines[1][1:]
 
 
 @pytest.mark.slow
