@@ -1,8 +1,8 @@
-"""The UFormer: a weighted average of a U-Net and a SegFormer, or of any checkpoints of one data set.
+"""The UFormer: a weighted average of a U-Net and a SegFormer, or of other checkpoints.
 
-    python ensemble.py runs/unet/best.pt runs/segformer/best.pt              # weights found on val
-    python ensemble.py runs/unet/best.pt runs/segformer/best.pt --weights 0.5 0.5 --out runs/uformer.pt
-    torchrun --nproc_per_node=4 ensemble.py runs/unet/best.pt runs/segformer/best.pt --per-class
+python ensemble.py runs/unet/best.pt runs/segformer/best.pt              # weights found on val
+python ensemble.py runs/unet/best.pt runs/segformer/best.pt --weights 0.5 0.5 --out uformer.pt
+torchrun --nproc_per_node=4 ensemble.py runs/unet/best.pt runs/segformer/best.pt --per-class
 
 Weights are fitted on val and the scores are those of test. A data set without test images has its
 val cut in two: each half is scored with the weights fitted on the other.
@@ -158,7 +158,8 @@ def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None)
         if meta["classes"] != first["classes"]:
             known, other = (", ".join(m["classes"]) for m in (first, meta))
             raise BadInput(
-                f"{files[0]} knows {known}, but {file} {other}: give checkpoints of the same classes"
+                f"{files[0]} knows {known}, but {file} {other}: "
+                "give checkpoints of the same classes"
             )
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
@@ -254,7 +255,7 @@ def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> Non
 
 
 def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:
-    """The gain in mIoU over the member best on these very images, and whether chance explains it."""
+    """The gain in mIoU over the best member on these images, and whether chance explains it."""
     best = max(range(len(tables) - 1), key=lambda m: scores[m]["miou"] or 0.0)
     gain, low, high = gain_interval(tables[-1][0], tables[best][0])
     verdict = "no gain: the interval covers zero"

@@ -1,4 +1,4 @@
-"""Score checkpoints, show what they see, predict images: a checkpoint knows its data and its classes.
+"""Score checkpoints, show what they see, predict images: a checkpoint knows its data.
 
 python evaluate.py runs/segformer/best.pt
 python evaluate.py runs/segformer/best.pt --out report                      # report.html and tables

@@ -1,9 +1,9 @@
 """Train one model: on a CPU or GPU, in one process or in many.
 
-    python train.py                                            # built-in scenes, nothing to download
+    python train.py                                           # built-in scenes, no download
     python train.py --model unet --data DIR --task binary
-    torchrun --nproc_per_node=4 train.py --model segformer     # one node, four GPUs; the same flags
-    python train.py ... --resume                               # go on where the run in --out stopped
+    torchrun --nproc_per_node=4 train.py --model segformer    # four GPUs, the same flags
+    python train.py ... --resume                              # go on where the run stopped
 
 The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam,
 reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more in the same minutes.
@@ -175,10 +175,8 @@ def main() -> None:
                 parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
             )
             trained_until = clock.now()
-            with (
-                clock.validation(),
-                torch.compiler.set_stance("force_eager"),
-            ):  # few sizes are alike
+            # Validation images have many sizes, and each would be compiled anew.
+            with clock.validation(), torch.compiler.set_stance("force_eager"):
                 whole = whole_model(parallel, config)
                 weights = {"alpha": recipe.alpha, "beta": recipe.beta}
                 scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)
@@ -422,7 +420,7 @@ def save_run(
     name: str,
     scores: dict | None = None,
 ) -> bool:
-    """Collective: write a checkpoint whose keys are those of checkpoint.py. False if it cannot be."""
+    """Collective: write a checkpoint with the keys of checkpoint.py. False if it cannot be."""
     checkpoint = about | {
         "model": whole_weights(parallel),
         "epoch": progress.epoch,
