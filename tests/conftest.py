@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +49,10 @@ def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> Non
     one, other = np.array(found), np.array(expected)
     assert (one.sum(1) == other.sum(1)).all()  # what is true is no float
     assert np.abs(one - other).sum() / 2 <= 1e-3 * other.sum()
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def run_script(name: str, *arguments: object) -> int:

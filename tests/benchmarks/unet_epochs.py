@@ -20,8 +20,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
-from segmentation.models.layers import Normalise, start_undecided  # noqa: E402
+import train
+from segmentation.models.layers import Normalise, start_undecided
 
 
 class PeerUNet(nn.Module):
