@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from children import ROOT
 from conftest import run_script
+from killed_process import ROOT
 from PIL import Image
 from test_checkpoint import Hostile, truncated
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from children import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
+from killed_process import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.datasets import open_dataset

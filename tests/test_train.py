@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import Kill, is_equal, run_in_child
 from conftest import run_script
+from killed_process import Kill, is_equal, run_in_child
 from torch._dynamo.utils import counters
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint

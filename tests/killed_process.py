@@ -26,9 +26,8 @@ class Kill(NamedTuple):
 
 def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits: Any) -> int:
     """A script in a process of its own -> its exit code, -N if signal N ended it. See `child` for the limits."""
-    os.environ["PYTHONPATH"] = str(
-        ROOT
-    )  # where the fork server finds what it loads once for all children
+    # Where the fork server finds what it loads once for all children.
+    os.environ["PYTHONPATH"] = str(ROOT)
     process = context.Process(target=child, args=(name, arguments, kill), kwargs=limits)
     process.start()
     process.join(240)
