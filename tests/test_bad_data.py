@@ -505,9 +505,8 @@ def test_duplicates_leave_the_copy_that_is_not_scored_on(root):
 
 
 def test_large_but_allowed_images_pass_without_a_warning(root, monkeypatch, recwarn):
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 150
-    )  # 192 pixels: above the warning, below the error at twice that
+    # 192 pixels: above the warning, below the error at twice that.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
     open_dataset(str(root))
     assert not recwarn.list
 

@@ -83,15 +83,13 @@ def assert_same_training(results: list[dict], one: dict, bar: float = EXACT) -> 
             first["weights"][name], one["weights"][name], rtol=bar, atol=1e-12
         )
     for result in results:
-        assert (
-            result["digest"] == first["digest"]
-        )  # all its tensors are the first rank's, bit for bit
+        # All its tensors are the first rank's, bit for bit.
+        assert result["digest"] == first["digest"]
         assert result["losses"] == pytest.approx(one["losses"], rel=bar)
         assert result["lr"] == one["lr"]
         assert_same_counts(result["confusion"], one["confusion"])
-        assert_same_counts(
-            result["single"], one["single"]
-        )  # one image: all ranks but one have nothing to evaluate
+        # One image: all ranks but one have nothing to evaluate.
+        assert_same_counts(result["single"], one["single"])
         assert (result["confusion"], result["single"]) == (first["confusion"], first["single"])
 
 

@@ -161,9 +161,8 @@ def test_of_equal_averages_the_first_class_wins(count):
     certain = nn.functional.one_hot(choices, 4).transpose(1, 2).float()  # M x K x P
     assert_matrices_are_those_of_each_average(certain, eighths(count))
     label = choices[-1]
-    equal = torch.full(
-        (1, count), 0.5
-    )  # weights need no sum of 1 here, and thirds would not be exact
+    # Weights need no sum of 1 here, and thirds would not be exact.
+    equal = torch.full((1, count), 0.5)
     expected = matrices_of_averages(certain, label, equal)[0]
     assert (
         matrices_of_class_changes(certain, label, equal, equal.T.expand(-1, 4)) == expected
@@ -206,9 +205,8 @@ class Channel3(nn.Module):
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         label = (image[:, 0] * 255 / 20).round().long()
-        return (
-            nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1
-        )  # right by a hair: others would outvote it
+        # Right by a hair: others would outvote it.
+        return nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1
 
 
 def test_a_search_by_class_goes_back_when_joint_changes_lose():
@@ -529,9 +527,8 @@ def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
 def test_two_ranks_print_what_one_prints(runs):
     command = ["ensemble.py", *map(str, runs[:2]), "--per-class"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1"
-    }  # for both, as sums of more threads have another order
+    # For both, as sums of more threads have another order.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     alone, both = (
         subprocess.run(
             [sys.executable, *launch, *command],

@@ -311,9 +311,8 @@ def seam_ratios(tile: int) -> list[float]:
 
 def test_labels_change_no_more_often_at_tile_borders(monkeypatch):
     assert max(seam_ratios(64)) < 1.05
-    monkeypatch.setattr(
-        torch, "sin", torch.ones_like
-    )  # without the taper the same measure finds the seams
+    # Without the taper the same measure finds the seams.
+    monkeypatch.setattr(torch, "sin", torch.ones_like)
     assert max(seam_ratios(64)) > 1.3
 
 

@@ -48,15 +48,12 @@ def test_random_weights_start_with_their_spread_and_no_bias():
     for layer, std in (
         (block.attention.query, 0.02),
         (block.ffn.contract, 0.02),
-        (
-            first.merging.merge,
-            (2 / (7 * 7 * 32)) ** 0.5,
-        ),  # 7 x 7 x 32 weights lead from an input to the outputs
+        # 7 x 7 x 32 weights lead from an input to the outputs.
+        (first.merging.merge, (2 / (7 * 7 * 32)) ** 0.5),
         (block.ffn.mix, (2 / (3 * 3)) ** 0.5),  # depthwise: 3 x 3
     ):
-        assert layer.weight.std().item() == pytest.approx(
-            std, rel=0.1
-        )  # of 1024 weights at least: 4 deviations
+        # Of 1024 weights at least: 4 deviations.
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
         assert abs(layer.weight.mean().item()) < 0.15 * std
         assert not layer.bias.any()
 
@@ -106,9 +103,8 @@ def test_a_block_leaves_each_branch_out_for_whole_images():
     x, keys = torch.randn(400, 2, 3, 8), torch.arange(400)
     [draws] = draw_depth(block, keys, x)
     untouched = (block(x, draws) == x).flatten(1).all(1)
-    assert (
-        abs(untouched.float().mean() - 0.25) < 0.09
-    )  # both branches, by a draw each: four standard deviations
+    # Both branches, by a draw each: four standard deviations.
+    assert abs(untouched.float().mean() - 0.25) < 0.09
 
 
 def test_stochastic_depth_grows_linearly_to_its_rate():

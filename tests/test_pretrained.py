@@ -121,9 +121,8 @@ def test_a_bare_encoder_takes_weights_too(classifier, tmp_path):
         assert torch.equal(tensor, segformer.encoder.state_dict()[name])
 
 
-@pytest.mark.parametrize(
-    "counters", [True, False]
-)  # torchvision's own file is older than num_batches_tracked
+# torchvision's own file is older than num_batches_tracked.
+@pytest.mark.parametrize("counters", [True, False])
 def test_resnet_weights_are_taken_as_they_are(counters, tmp_path):
     reference = shuffled(resnet18(weights=None))
     state = {

@@ -175,9 +175,8 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
     first = read_checkpoint(tmp_path / "last.pt")
     last_epoch_began = first["seconds"] - first["history"][-1]["seconds"]
-    assert (
-        last_epoch_began < 3 and first["seconds"] > 2
-    )  # how long an epoch takes is the machine's affair
+    # How long an epoch takes is the machine's affair.
+    assert last_epoch_began < 3 and first["seconds"] > 2
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
     assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
     assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
@@ -266,9 +265,8 @@ def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str)
     said, _ = started.communicate(timeout=120)
     assert "interrupted in epoch" in said
     assert "failed (exitcode" not in said
-    assert started.returncode == (
-        1 if to == "torchrun" else 0
-    )  # torchrun ends with its own signal's exception
+    # torchrun ends with its own signal's exception.
+    assert started.returncode == (1 if to == "torchrun" else 0)
     assert (tmp_path / "run" / "interrupted").exists()
     if to == "ranks" and number == signal.SIGUSR2:
         for out in ("run", "other"):

@@ -115,9 +115,8 @@ def test_the_size_is_asked_for_each_step():
     places = [key for batch in order for key in batch]
     assert [key[2] for key in places] == [2] * 8 + [1] * 4
     order.set_epoch(1, start=1)
-    assert [(*key[:2], 1) for key in places] == [
-        key for batch in order for key in batch
-    ]  # the same samples, coarser
+    # The same samples, coarser.
+    assert [(*key[:2], 1) for key in places] == [key for batch in order for key in batch]
 
 
 def test_keys_are_distinct_and_survive_batching():

@@ -218,9 +218,8 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
         sizes.clear()
         assert run_script("train", *flags, "--recipe", "long", "--out", tmp_path / "long") == 0
         assert sizes == [32] + [64] * 2 + [128] * 5  # a quarter until 0.05, half until 0.3
-    assert (
-        run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0
-    )  # one thread, as the next
+    # One thread, as the next.
+    assert run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0
     arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
     assert run_in_child("train", (*arguments, "--resume")) == 0

@@ -124,9 +124,8 @@ def test_a_small_image_lies_whole_inside_the_crop():
         ).all()
 
 
-@pytest.mark.parametrize(
-    "draw", [Augmentation(), Augmentation(degrees=360.0)]
-)  # copied, and sampled
+# Copied, and sampled.
+@pytest.mark.parametrize("draw", [Augmentation(), Augmentation(degrees=360.0)])
 def test_a_small_image_in_the_middle_by_hand(draw):
     # A crop of 8 x 9 has four rows and four columns more, so five places each: the middle one leaves two a side.
     image, mask = random_pair(4, 5)
@@ -231,9 +230,8 @@ def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
 
 @pytest.mark.parametrize("draw", [draw_deck, draw_fast_scales])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
-    image, mask = random_pair(
-        61, 91
-    )  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
+    # Odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge.
+    image, mask = random_pair(61, 91)
     for seed in range(100):
         drawn = replace(
             draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0
@@ -275,13 +273,11 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     half, labels = transform_pair(image, mask, Augmentation(scale=0.5))
     means = image.reshape(18, 2, 26, 2, 3).mean((1, 3))
     assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
-    corners = [
-        torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)
-    ]  # all four are equally near
+    # All four are equally near.
+    corners = [torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)]
     assert torch.stack([labels == corner for corner in corners]).any(0).all()
-    quarter, _ = transform_pair(
-        image, mask, Augmentation(scale=0.25)
-    )  # sixteen, of which interpolation alone sees four
+    # Sixteen, of which interpolation alone sees four.
+    quarter, _ = transform_pair(image, mask, Augmentation(scale=0.25))
     means = image.reshape(9, 4, 13, 4, 3).mean((1, 3))
     assert np.abs(quarter.permute(1, 2, 0).numpy() - means).max() <= 0.5
     ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]

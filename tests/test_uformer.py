@@ -14,9 +14,8 @@ class Fixed(nn.Module):
 
     def __init__(self, *probabilities: float):
         super().__init__()
-        self.logits = nn.Parameter(
-            torch.tensor(probabilities).log() + 5
-        )  # logits are free up to a constant
+        # Logits are free up to a constant.
+        self.logits = nn.Parameter(torch.tensor(probabilities).log() + 5)
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         return self.logits.view(1, -1, 1, 1).expand(len(image), -1, *image.shape[2:])

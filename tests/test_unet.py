@@ -19,9 +19,8 @@ def shuffle_statistics(model: nn.Module) -> None:
 @torch.no_grad()
 def test_encoder_features_are_torchvisions():
     torch.manual_seed(0)
-    reference = (
-        resnet18(weights=None).double().eval()
-    )  # float64: in float32 two orders of sums differ visibly
+    # float64: in float32 two orders of sums differ visibly.
+    reference = resnet18(weights=None).double().eval()
     shuffle_statistics(reference)
     taps = create_feature_extractor(reference, ["relu", "layer1", "layer2", "layer3", "layer4"])
     encoder = ResNet18UNet(2).encoder.double().eval()

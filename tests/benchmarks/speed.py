@@ -79,9 +79,8 @@ class EncoderAlone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W -> N x K x H x W."""
         first, *others = self.encoder(self.normalise(image))
-        logits = self.classify(first) + sum(
-            other.mean() for other in others
-        )  # so that every stage has a gradient
+        # So that every stage has a gradient.
+        logits = self.classify(first) + sum(other.mean() for other in others)
         return F.interpolate(logits.contiguous(), size=image.shape[-2:], mode="bilinear")
 
 
@@ -210,9 +209,8 @@ def losses() -> tuple[Callable, Callable]:
     def gradient(criterion: nn.Module) -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(criterion(logits, target), logits)[0]
 
-    torch.testing.assert_close(
-        ours(logits, target), peer(logits, target), rtol=1e-4, atol=0
-    )  # the peer's sums are float32
+    # The peer's sums are float32.
+    torch.testing.assert_close(ours(logits, target), peer(logits, target), rtol=1e-4, atol=0)
     torch.testing.assert_close(gradient(ours)(), gradient(peer)(), rtol=1e-3, atol=1e-10)
     return gradient(peer), gradient(ours)
 
