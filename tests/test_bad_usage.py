@@ -92,9 +92,9 @@ FLAG_CASES = [
     (("--recipe", "slow"), "invalid choice: 'slow'"),
     (("--max-minutes=-1",), "-1 is not 0 or a positive number"),
     (("--save-every", 0), "0 is not a positive number"),
-    (("--label-map", "255"), "--label-map"),
-    (("--label-map", "a=b"), "--label-map"),
-    (("--label-map", "300=1"), "--label-map"),
+    (("--label-map", "255"), "cannot read '255'"),
+    (("--label-map", "a=b"), "cannot read 'a=b'"),
+    (("--label-map", "300=1"), "'300=1' leaves 0..255"),
     (("--device", "abacus"), "--device abacus"),
     (("--freeze-members",), "--freeze-members is for --model uformer"),
     (("--init", "a.pt", "b.pt"), "--init takes one checkpoint"),
@@ -290,7 +290,7 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
     ),
     "no masks": (
         lambda place: [path.unlink() for path in (place.data / "masks").iterdir()] and None,
-        "mask",
+        "masks/: holds no images",
     ),
     "a set of one image": (
         lambda place: only(place, 1),
@@ -300,7 +300,7 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         lambda place: only(place, 2),
         "training samples do not fill one batch of 8; use --batch-size",
     ),
-    "no label anywhere": (nothing_labelled, "label"),
+    "no label anywhere": (nothing_labelled, "masks hold only the labels []"),
     "no label in train": (
         lambda place: split_folder(place, "train"),
         "all pixels of the train masks are 255",

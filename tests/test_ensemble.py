@@ -500,19 +500,19 @@ def test_data_that_moved_are_found_by_the_flag(tmp_path, runs, tiny_folder):
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "said"),
     [
-        ("--weights", 0.5),
-        ("--weights", 0, 0),
-        ("--weights", -1, 2),
-        ("--weights", "nan", 1),
-        ("--weights", 1, 1, "--per-class"),
-        ("--weights", 1, 1, "--search"),
+        ("--weights 0.5", "2 checkpoints need as many --weights, not 1"),
+        ("--weights 0 0", "--weights are all 0"),
+        ("--weights -1 2", "-1 is not 0 or a positive number"),
+        ("--weights nan 1", "nan is not 0 or a positive number"),
+        ("--weights 1 1 --per-class", "--per-class is for weights that are searched"),
+        ("--weights 1 1 --search", "--search: not allowed with argument --weights"),
     ],
 )
-def test_flags_that_say_nothing_end_with_two(capsys, runs, flags):
-    assert run_script("ensemble", *runs[:2], *flags) == 2
-    assert "weights" in capsys.readouterr().err
+def test_contradictory_weight_flags_exit_2(capsys, runs, flags, said):
+    assert run_script("ensemble", *runs[:2], *flags.split()) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
