@@ -32,12 +32,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segmentation.hardware import keep_freed_memory
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import SegFormer
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
+from segmentation.hardware import keep_freed_memory
 from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from train import make_loader
 
@@ -52,7 +51,7 @@ except ImportError:
     )
     sys.exit(2)
 
-ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
+ROUNDS, IMAGES, BATCH, STEPS = 7, 32, 8, 8
 LIGHT, SCALES = (0.7, 1.3), (0.76, 1.32)  # of the fast recipe
 SAMPLES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
@@ -163,7 +162,7 @@ def prepare_albumentations(
 def arrays(data: SegmentationDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return [
         (np.array(data.image(name)), np.array(data.mask(name)))
-        for name in data.splits["train"][:SAMPLES]
+        for name in data.splits["train"][:IMAGES]
     ]
 
 
@@ -202,9 +201,9 @@ def loader(data: SegmentationDataset, workers: int) -> torch.utils.data.DataLoad
 
 def images_per_s(prepare: Prepare) -> float:
     start = time.perf_counter()
-    for index in range(SAMPLES):
+    for index in range(IMAGES):
         prepare(index)
-    return SAMPLES / (time.perf_counter() - start)
+    return IMAGES / (time.perf_counter() - start)
 
 
 def timed(count: Callable[[], int]) -> float:
