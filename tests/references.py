@@ -1,4 +1,4 @@
-"""transformers' own SegFormers with shuffled weights, and the one sentence that refuses what is wrong."""
+"""transformers' own SegFormers with shuffled weights, and the sentence of what is refused."""
 
 import contextlib
 
@@ -14,19 +14,16 @@ NAMES = ["roof", "lawn", "tree", "pool", "car"]
 
 
 def shuffled(model: nn.Module) -> nn.Module:
-    """No parameter and no statistic at the value it starts with, so that none can be forgotten or swapped unseen."""
+    """No parameter and no statistic as it starts, so that none is forgotten or swapped unseen."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             p += torch.randn(p.shape, generator=generator) * 0.05
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean += (
-                    torch.randn(module.running_mean.shape, generator=generator) * 0.1
-                )
-                module.running_var *= (
-                    torch.rand(module.running_var.shape, generator=generator) + 0.5
-                )
+                channels = module.running_mean.shape
+                module.running_mean += torch.randn(channels, generator=generator) * 0.1
+                module.running_var *= torch.rand(channels, generator=generator) + 0.5
     return model.eval()
 
 

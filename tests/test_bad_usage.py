@@ -1,4 +1,4 @@
-"""Bad input over the command line: one message that says what, which file and what to do, exit code 2, no traceback."""
+"""Bad input at the command line: one message of what, where and what to do, exit code 2."""
 
 import pickle
 import shutil
@@ -19,24 +19,13 @@ from test_checkpoint import Hostile, truncated
 from segmentation import ResNet18UNet
 from segmentation.checkpoint import save_checkpoint
 
-FLAGS = (
-    "--model",
-    "unet",
-    "--encoder-weights",
-    "none",
-    "--device",
-    "cpu",
-    "--workers",
-    0,
-    "--epochs",
-    1,
-)
-FLAGS += ("--batch-size", 8, "--augment", 0, "--image-size", 32, 32)
+TINY = "--epochs 1 --batch-size 8 --augment 0 --image-size 32 32"
+FLAGS = f"--model unet --encoder-weights none --device cpu --workers 0 {TINY}".split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 class Place(NamedTuple):
-    """What a case may spoil: a sound folder of 24 pairs, the run's folder (not there yet), a sound checkpoint."""
+    """What a case may spoil: a sound folder of 24 pairs, the run's folder to be, a checkpoint."""
 
     data: Path
     out: Path
@@ -365,7 +354,7 @@ def test_images_of_two_sizes_need_a_crop(place: Place, capsys: pytest.CaptureFix
 def test_a_last_batch_of_one_is_dropped(
     place: Place, capsys: pytest.CaptureFixture, batch: int, steps: int
 ):
-    """16 training images of 32 x 32 pixels: BatchNorm can take no statistics of the sixteenth alone."""
+    """16 training images of 32 x 32: BatchNorm can take no statistics of the sixteenth alone."""
     assert run_script("train", *arguments_of(place, "--batch-size", batch)) == 0
     assert f"{steps} steps an epoch" in capsys.readouterr().out
 

@@ -142,9 +142,8 @@ def test_generic_with_given_splits_and_with_singular_capital_names(tmp_path):
 def test_splits_are_the_last_eighth_and_four_to_one():
     names = [f"{index:03d}" for index in range(400)]
     splits = datasets.split_names(names[::-1], seed=0)
-    assert (
-        splits["test"] == names[350:] and len(splits["train"]) == 280 and len(splits["val"]) == 70
-    )
+    assert splits["test"] == names[350:]
+    assert (len(splits["train"]), len(splits["val"])) == (280, 70)
     assert sorted(splits["train"] + splits["val"]) == names[:350]
     assert datasets.split_names(names, 0) == splits != datasets.split_names(names, 1)
     assert datasets.split_names(names, 1)["test"] == splits["test"]

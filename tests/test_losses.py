@@ -146,7 +146,8 @@ def test_half_precision_logits_of_a_large_image_stay_finite():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0, abs=1e-6)
         assert logits.grad.isfinite().all()
-        # Nothing known: TP = FP = FN in both classes, so 1 - TI is 1/2, and each pixel's cross entropy is log 2.
+        # Nothing known: TP = FP = FN in both classes, so 1 - TI is 1/2;
+        # each pixel's cross entropy is log 2.
         loss = TverskyCrossEntropy()(torch.zeros_like(logits), target)
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0.5 + math.log(2), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Encoder weights: read from every form of file, fetched once, and one sentence for all that is wrong."""
+"""Encoder weights: every form of file, fetched once, and a sentence for all that is wrong."""
 
 import hashlib
 import http.server
@@ -84,7 +84,7 @@ def test_an_encoder_alone_is_no_segformer(classifier, tmp_path):
 )
 @torch.no_grad()
 def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
-    """In float64 and with the eps of NVlabs' training: 1e-6 in blocks and after stages, torch's 1e-5 elsewhere."""
+    """In float64, with the eps of NVlabs' training: 1e-6 in blocks and after stages, else 1e-5."""
     model, state = classifier
     state = {
         "hugging face": state,
@@ -145,7 +145,8 @@ def test_missing_and_left_over_keys_are_listed(classifier, tmp_path):
     torch.save(state, tmp_path / "mit.bin")
     with refused(
         str(tmp_path / "mit.bin"),
-        "lacks segformer.encoder.block.0.1.attention.self.value.bias, segformer.encoder.layer_norm.3.weight;",
+        "lacks segformer.encoder.block.0.1.attention.self.value.bias, "
+        "segformer.encoder.layer_norm.3.weight;",
         "left over segformer.encoder.extra",
     ):
         load_encoder_weights(SegFormer(2), tmp_path / "mit.bin")

@@ -50,11 +50,12 @@ def test_transposed_convolutions_start_as_bilinear_interpolation():
 
 @pytest.mark.parametrize("size", [(8, 16), (9, 15)])
 def test_papers_decoder_fused_is_the_papers_decoder_written_out(size):
-    """Equation 4 step by step: project, upsample, concatenate, fuse; the same value, and the same gradients."""
+    """Equation 4 step by step, project, upsample, concatenate, fuse: same value, same gradients."""
     torch.manual_seed(0)
     decoder = MLPDecoder((4, 6, 8, 10), 3, width=12).double().eval()
+    # A bias that is zero, or that batch statistics cancel, could be forgotten unseen.
     for tensor in (*decoder.parameters(), decoder.norm.running_mean):
-        tensor.data.normal_()  # a bias that is zero, or that batch statistics cancel, could be forgotten unseen
+        tensor.data.normal_()
     features = [
         torch.randn(2, c, -(-size[0] // s), -(-size[1] // s), dtype=torch.float64)
         for c, s in zip((4, 6, 8, 10), (1, 2, 4, 8), strict=True)

@@ -138,18 +138,7 @@ def test_half_precision_members_are_averaged_in_full():
     assert model(IMAGE).dtype == torch.float32
 
 
-FLAGS = (
-    "--encoder-weights",
-    "none",
-    "--epochs",
-    1,
-    "--batch-size",
-    8,
-    "--augment",
-    0,
-    "--workers",
-    0,
-)
+FLAGS = "--encoder-weights none --epochs 1 --batch-size 8 --augment 0 --workers 0".split()
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +147,8 @@ def members(tmp_path_factory, tiny_folder):
     files = []
     for model in ("unet", "segformer"):
         out = tmp_path_factory.mktemp("members") / model
-        assert (
-            run_script("train", "--data", tiny_folder, "--model", model, *FLAGS, "--out", out) == 0
-        )
+        paths = ("--data", tiny_folder, "--out", out)
+        assert run_script("train", "--model", model, *FLAGS, *paths) == 0
         files.append(out / "best.pt")
     return files
 
