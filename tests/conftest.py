@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,15 +21,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 pairs of 40 x 56 pixels: a bright disc (1) and a dark box (2) on noise (0), some pixels ignored."""
+    """24 pairs of 40 x 56: a bright disc (1), a dark box (2) on noise (0), some pixels ignored."""
     root = tmp_path_factory.mktemp("tiny")
     rows, columns = np.mgrid[:40, :56]
     for number in range(24):
         generator = np.random.default_rng(number)
-        (y, x), (top, left) = (
-            generator.integers((8, 8), (32, 48)),
-            generator.integers((0, 0), (24, 40)),
-        )
+        y, x = generator.integers((8, 8), (32, 48))
+        top, left = generator.integers((0, 0), (24, 40))
         mask = np.zeros((40, 56), np.uint8)
         mask[(rows - y) ** 2 + (columns - x) ** 2 < 60] = 1
         mask[top : top + 14, left : left + 14] = 2
@@ -43,15 +42,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> None:
     """Confusion matrices of the same pixels, which float32 predicted by sums in two orders.
 
-    Rounding may turn a pixel whose two best classes are equal to 1e-5: some in ten thousand, here one in a thousand.
+    Rounding may turn a pixel whose two best classes are equal to 1e-5: some in ten thousand,
+    here one in a thousand.
     """
     one, other = np.array(found), np.array(expected)
     assert (one.sum(1) == other.sum(1)).all()  # what is true is no float
     assert np.abs(one - other).sum() / 2 <= 1e-3 * other.sum()
 
 
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def run_script(name: str, *arguments: object) -> int:
-    """Run train, evaluate or ensemble as its command line would, without a new process -> its exit code."""
+    """Run train, evaluate or ensemble as its command line would, in this process -> exit code."""
     from segmentation.errors import exit_on_bad_input
 
     script = importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Bad data: every case stops with one message that names the file, what is wrong and what to do; or is left out."""
+"""Bad data: each case ends with one message: which file, what is wrong, what to do."""
 
 import os
 import re
@@ -168,7 +168,8 @@ def dangling(root: Path) -> None:
     (root / "images/03.png").symlink_to(root / "nowhere.png")
 
 
-# One pair is bad, the rest is sound: id -> (damage, what the message must say). All can be left out by skip_bad.
+# One pair is bad, the rest is sound: id -> (damage, what the message must say).
+# All can be left out by skip_bad.
 ONE_BAD_PAIR: dict[str, tuple[Damage, str]] = {
     "image without mask": (
         lambda r: (r / "masks/03.png").unlink(),
@@ -351,7 +352,7 @@ def given_splits(root: Path, *splits: str) -> None:
     shutil.rmtree(root / "masks")
 
 
-# The set as a whole makes no sense: id -> (damage, options of open_dataset, what the message must say).
+# The whole set makes no sense: id -> (damage, options of open_dataset, what is said).
 BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
     "no folder": (lambda r: shutil.rmtree(r), {}, "no such folder; give --data"),
     "unknown layout": (
@@ -489,9 +490,8 @@ def test_antialiased_masks_are_one_short_diagnosis_that_hides_nothing(root, decl
     (root / "images/03.png").write_bytes(b"")
     with pytest.raises(BadInput, match="0-127=0,128-255=1") as caught:
         open_dataset(str(root))
-    assert (
-        "images/03.png: is empty" in str(caught.value) and len(str(caught.value).splitlines()) <= 4
-    )
+    said = str(caught.value)
+    assert "images/03.png: is empty" in said and len(said.splitlines()) <= 4
     (root / "images/03.png").unlink()
     (root / "masks/03.png").unlink()
     (root / "classes.csv").unlink(missing_ok=True)
@@ -505,9 +505,8 @@ def test_duplicates_leave_the_copy_that_is_not_scored_on(root):
 
 
 def test_large_but_allowed_images_pass_without_a_warning(root, monkeypatch, recwarn):
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 150
-    )  # 192 pixels: above the warning, below the error at twice that
+    # 192 pixels: above the warning, below the error at twice that.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
     open_dataset(str(root))
     assert not recwarn.list
 
@@ -526,7 +525,8 @@ import resource, signal, sys
 from segmentation.data.datasets import open_dataset
 from segmentation.errors import BadInput
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # the kernel refuses writes beyond 400 bytes, as a full disk does
+# The kernel refuses writes beyond 400 bytes, as a full disk does.
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
 try:
     open_dataset(sys.argv[1])
 except BadInput as error:

@@ -1,4 +1,4 @@
-"""Bad input over the command line: one message that says what, which file and what to do, exit code 2, no traceback."""
+"""Bad input at the command line: one message of what, where and what to do, exit code 2."""
 
 import pickle
 import shutil
@@ -11,32 +11,21 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from children import ROOT
 from conftest import run_script
+from killed_process import ROOT
 from PIL import Image
 from test_checkpoint import Hostile, truncated
 
 from segmentation import ResNet18UNet
 from segmentation.checkpoint import save_checkpoint
 
-FLAGS = (
-    "--model",
-    "unet",
-    "--encoder-weights",
-    "none",
-    "--device",
-    "cpu",
-    "--workers",
-    0,
-    "--epochs",
-    1,
-)
-FLAGS += ("--batch-size", 8, "--augment", 0, "--image-size", 32, 32)
+TINY = "--epochs 1 --batch-size 8 --augment 0 --image-size 32 32"
+FLAGS = f"--model unet --encoder-weights none --device cpu --workers 0 {TINY}".split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 class Place(NamedTuple):
-    """What a case may spoil: a sound folder of 24 pairs, the run's folder (not there yet), a sound checkpoint."""
+    """What a case may spoil: a sound folder of 24 pairs, the run's folder to be, a checkpoint."""
 
     data: Path
     out: Path
@@ -92,9 +81,9 @@ FLAG_CASES = [
     (("--recipe", "slow"), "invalid choice: 'slow'"),
     (("--max-minutes=-1",), "-1 is not 0 or a positive number"),
     (("--save-every", 0), "0 is not a positive number"),
-    (("--label-map", "255"), "--label-map"),
-    (("--label-map", "a=b"), "--label-map"),
-    (("--label-map", "300=1"), "--label-map"),
+    (("--label-map", "255"), "cannot read '255'"),
+    (("--label-map", "a=b"), "cannot read 'a=b'"),
+    (("--label-map", "300=1"), "'300=1' leaves 0..255"),
     (("--device", "abacus"), "--device abacus"),
     (("--freeze-members",), "--freeze-members is for --model uformer"),
     (("--init", "a.pt", "b.pt"), "--init takes one checkpoint"),
@@ -290,7 +279,7 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
     ),
     "no masks": (
         lambda place: [path.unlink() for path in (place.data / "masks").iterdir()] and None,
-        "mask",
+        "masks/: holds no images",
     ),
     "a set of one image": (
         lambda place: only(place, 1),
@@ -300,7 +289,7 @@ CASES: dict[str, tuple[Callable[[Place], tuple | None], str]] = {
         lambda place: only(place, 2),
         "training samples do not fill one batch of 8; use --batch-size",
     ),
-    "no label anywhere": (nothing_labelled, "label"),
+    "no label anywhere": (nothing_labelled, "masks hold only the labels []"),
     "no label in train": (
         lambda place: split_folder(place, "train"),
         "all pixels of the train masks are 255",
@@ -365,7 +354,7 @@ def test_images_of_two_sizes_need_a_crop(place: Place, capsys: pytest.CaptureFix
 def test_a_last_batch_of_one_is_dropped(
     place: Place, capsys: pytest.CaptureFixture, batch: int, steps: int
 ):
-    """16 training images of 32 x 32 pixels: BatchNorm can take no statistics of the sixteenth alone."""
+    """16 training images of 32 x 32: BatchNorm can take no statistics of the sixteenth alone."""
     assert run_script("train", *arguments_of(place, "--batch-size", batch)) == 0
     assert f"{steps} steps an epoch" in capsys.readouterr().out
 

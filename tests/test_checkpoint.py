@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, whatever happens to the writer or the disk; and read without running any code."""
+"""Checkpoints: whole or not at all, whatever befalls writer or disk; reading runs no code."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import context, is_equal, run_in_child
+from killed_process import context, is_equal, run_in_child
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
 from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint
@@ -19,8 +19,8 @@ from segmentation.errors import BadInput
 from segmentation.files import write_atomically
 
 CONFIG = {"model": "segformer", "num_classes": 3}
-FLAGS = ("--encoder-weights", "none", "--device", "cpu", "--workers", 0, "--image-size", 32, 32)
-FLAGS += ("--batch-size", 4, "--augment", 0)
+FLAGS = "--encoder-weights none --device cpu --workers 0 --image-size 32 32".split()
+FLAGS += "--batch-size 4 --augment 0".split()
 
 
 def checkpoint_of(model: torch.nn.Module, **changes: object) -> dict:
@@ -217,9 +217,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 
 def train(data: Path, out: Path, *more: object, **limits) -> int:
-    return run_in_child(
-        "train", tuple(map(str, ("--data", data, *FLAGS, "--out", out, *more))), **limits
-    )
+    return run_in_child("train", ("--data", data, *FLAGS, "--out", out, *more), **limits)
 
 
 def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(
@@ -228,12 +226,8 @@ def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(
     """A limit on the size of a file: last.pt is beyond it, the smaller best.pt is not."""
     out, said = tmp_path / "run", tmp_path / "said"
     assert train(tiny_folder, out, "--epochs", 2, largest_file=20_000_000, output=said) == 1
-    assert (
-        said.read_text().count(
-            f"warning: {out}/last.pt not written (File too large): the one before it stays"
-        )
-        == 2
-    )
+    warning = f"warning: {out}/last.pt not written (File too large): the one before it stays"
+    assert said.read_text().count(warning) == 2
     assert "epoch 2/2" in said.read_text()
     assert "error: done, but the last save failed" in said.read_text()
     assert not (out / "last.pt").exists()
@@ -258,15 +252,13 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     tiny_folder: Path, small_disk: Path, tmp_path: Path
 ):
-    """There is room for the first epoch's files, not for the second's beside them; then there is room again."""
+    """Room for the first epoch's files, none for the second's beside them; then room again."""
     out, said = small_disk / "run", tmp_path / "said"
     assert train(tiny_folder, out, "--epochs", 1) == 0
     (small_disk / "others").write_bytes(bytes(10_000_000))
     assert train(tiny_folder, out, "--epochs", 3, "--resume", output=said) == 1
-    assert (
-        f"warning: {out}/last.pt not written (No space left on device): the one before it stays"
-        in said.read_text()
-    )
+    warning = f"warning: {out}/last.pt not written (No space left on device)"
+    assert f"{warning}: the one before it stays" in said.read_text()
     assert "epoch 3/3" in said.read_text()
     assert "error: done, but the last save failed" in said.read_text()
     assert read_checkpoint(out / "last.pt")["epoch"] == 1
@@ -291,7 +283,6 @@ def test_no_room_at_all_is_said_before_training(
     ):
         while True:
             file.write(bytes(4096))
-    assert train(tiny_folder, small_disk / "run", "--epochs", 1, output=tmp_path / "said") == 2
-    assert (
-        "config.json cannot be written (No space left on device)" in (tmp_path / "said").read_text()
-    )
+    said = tmp_path / "said"
+    assert train(tiny_folder, small_disk / "run", "--epochs", 1, output=said) == 2
+    assert "config.json cannot be written (No space left on device)" in said.read_text()

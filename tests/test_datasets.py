@@ -65,9 +65,8 @@ def test_drone_five_classes_with_and_without_the_outer_folder(tmp_path, outer):
     )
     assert data.palette[1] == [14, 135, 204]
     assert data.splits["test"] == [f"{outer}classes_dataset/original_images/009.png"]
-    assert np.array_equal(
-        data.mask(data.splits["test"][0]), labels(9, 5)
-    )  # palette indices, not colours
+    # Palette indices, not colours.
+    assert np.array_equal(data.mask(data.splits["test"][0]), labels(9, 5))
     with pytest.raises(BadInput, match="leave out --task binary"):
         open_dataset(str(tmp_path / "data"), task="binary")
     assert open_dataset(str(base)).classes == data.classes  # pointed at the inner folder itself
@@ -89,32 +88,8 @@ def test_drone_archive_with_both_sets(tmp_path):
 def test_drone_originals_are_grouped(tmp_path):
     base = tmp_path / "data" / "dataset" / "semantic_drone_dataset"
     write_pairs(base / "original_images", base / "label_images_semantic", 2, 24, ".jpg")
-    five = [
-        0,
-        4,
-        2,
-        2,
-        4,
-        1,
-        0,
-        1,
-        2,
-        4,
-        0,
-        0,
-        0,
-        0,
-        0,
-        3,
-        3,
-        3,
-        3,
-        2,
-        2,
-        0,
-        0,
-        0,
-    ]  # by hand from the table
+    # By hand from the table.
+    five = [0, 4, 2, 2, 4, 1, 0, 1, 2, 4, 0, 0, 0, 0, 0, 3, 3, 3, 3, 2, 2, 0, 0, 0]
     two = [0, 1, 1, 1, 1, 0, 0, 0, 0, 1, *[0] * 14]
     for task, groups in (("multiclass", five), ("binary", two)):
         data = open_dataset(str(tmp_path / "data"), task=task)
@@ -167,9 +142,8 @@ def test_generic_with_given_splits_and_with_singular_capital_names(tmp_path):
 def test_splits_are_the_last_eighth_and_four_to_one():
     names = [f"{index:03d}" for index in range(400)]
     splits = datasets.split_names(names[::-1], seed=0)
-    assert (
-        splits["test"] == names[350:] and len(splits["train"]) == 280 and len(splits["val"]) == 70
-    )
+    assert splits["test"] == names[350:]
+    assert (len(splits["train"]), len(splits["val"])) == (280, 70)
     assert sorted(splits["train"] + splits["val"]) == names[:350]
     assert datasets.split_names(names, 0) == splits != datasets.split_names(names, 1)
     assert datasets.split_names(names, 1)["test"] == splits["test"]
@@ -351,9 +325,8 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
     torch.save(first.describe(), stream)
     stream.seek(0)
     stored = torch.load(stream, weights_only=True)
-    write_pairs(
-        tmp_path / "data/images", tmp_path / "data/masks", 9, 3, first=100
-    )  # would change every split
+    # Would change every split.
+    write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 9, 3, first=100)
     (tmp_path / "data/images/999.png").write_bytes(b"")
     stored["data"] = stored.pop("root")
     assert stored.pop("layout") == "generic"

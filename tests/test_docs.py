@@ -1,4 +1,4 @@
-"""What the documents say holds: commands parse and run, flags, links and names exist, Python runs."""
+"""What the documents say holds: commands parse and run; flags, links and names exist."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""ensemble.py: weights found where they are known, never worse than a member on val, an honest gain, a checkpoint."""
+"""ensemble.py: weights where they are known, no loss on val, an honest gain, a checkpoint."""
 
 import copy
 import itertools
@@ -54,7 +54,7 @@ class Channel(nn.Module):
 
 
 class Random(nn.Module):
-    """Noisy logits, more often right than not: the label y is read from the image's red, which is 20 y."""
+    """Noisy logits, more often right than not: the label is the image's red over 20."""
 
     def __init__(self, seed: int, classes: int):
         super().__init__()
@@ -100,7 +100,8 @@ def test_candidates_cover_the_mixtures_evenly():
 
 
 def test_the_search_finds_a_known_optimum():
-    # 204 w + 3 (1 - w) > 127.5 for class 1 and 184 w + 3 (1 - w) < 127.5 for class 0: only 0.619 < w < 0.688 is right
+    # 204 w + 3 (1 - w) > 127.5 for class 1 and 184 w + 3 (1 - w) < 127.5 for class 0:
+    # only 0.619 < w < 0.688 is right.
     generator = np.random.default_rng(1)
     masks = [generator.integers(0, 2, (40, 50), np.uint8) for _ in range(3)]
     images = [
@@ -112,13 +113,12 @@ def test_the_search_finds_a_known_optimum():
     assert fit.weights.flatten().tolist() == pytest.approx([0.65, 0.35])
     assert fit.miou == 1
     assert fit.members[0] < 0.5
-    assert (
-        score_split(UFormer(Channel(0), Channel(1), weights=fit.weights), data, "val")["miou"] == 1
-    )
+    average = UFormer(Channel(0), Channel(1), weights=fit.weights)
+    assert score_split(average, data, "val")["miou"] == 1
 
 
 def eighths(members: int) -> torch.Tensor:
-    """C x M weights, all mixtures in steps of 1/8: products with small binary fractions, and their sums, are exact."""
+    """C x M weights, all mixtures in steps of 1/8: products with binary fractions are exact."""
     rows = itertools.product(range(9), repeat=members)
     return torch.tensor([row for row in rows if sum(row) == 8]) / 8
 
@@ -155,19 +155,17 @@ def test_matrices_of_candidates_are_those_of_each_average(count):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_of_equal_averages_the_first_class_wins(count):
-    """Members that are certain, 1.0 for one class, and disagree: equal weights leave ties at most pixels."""
+    """Certain members, 1.0 for one class, that disagree: equal weights tie at most pixels."""
     generator = torch.Generator().manual_seed(count)
     choices = torch.randint(0, 4, (count, 500), generator=generator)
     certain = nn.functional.one_hot(choices, 4).transpose(1, 2).float()  # M x K x P
     assert_matrices_are_those_of_each_average(certain, eighths(count))
     label = choices[-1]
-    equal = torch.full(
-        (1, count), 0.5
-    )  # weights need no sum of 1 here, and thirds would not be exact
+    # Weights need no sum of 1 here, and thirds would not be exact.
+    equal = torch.full((1, count), 0.5)
     expected = matrices_of_averages(certain, label, equal)[0]
-    assert (
-        matrices_of_class_changes(certain, label, equal, equal.T.expand(-1, 4)) == expected
-    ).all()
+    found = matrices_of_class_changes(certain, label, equal, equal.T.expand(-1, 4))
+    assert (found == expected).all()
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -206,9 +204,8 @@ class Channel3(nn.Module):
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         label = (image[:, 0] * 255 / 20).round().long()
-        return (
-            nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1
-        )  # right by a hair: others would outvote it
+        # Right by a hair: others would outvote it.
+        return nn.functional.one_hot(label, 3).permute(0, 3, 1, 2) * 0.1
 
 
 def test_a_search_by_class_goes_back_when_joint_changes_lose():
@@ -272,7 +269,7 @@ def matrices(*rows: list[list[int]]) -> torch.Tensor:
 
 
 def test_the_interval_of_two_images_by_hand():
-    # Two images, drawn twice: both (half of the resamples), the first twice or the second twice (a quarter each)
+    # Two images, drawn twice: both (half of the resamples), or one of them twice (a quarter each).
     better = matrices([[10, 0], [0, 10]], [[10, 0], [0, 10]])
     worse = matrices([[10, 0], [0, 10]], [[5, 5], [0, 10]])
     second = 1 - (5 / 10 + 10 / 15) / 2
@@ -286,7 +283,8 @@ def test_the_interval_of_two_images_by_hand():
 
 
 def test_the_interval_covers_what_it_should():
-    # One class wrong in a binomial share of each image: accuracy differences are nearly normal, of known variance
+    # One class wrong in a binomial share of each image:
+    # accuracy differences are nearly normal, of known variance.
     generator = np.random.default_rng(0)
     hits = generator.binomial(1000, 0.8, (400, 2))
     tables = [
@@ -502,19 +500,19 @@ def test_data_that_moved_are_found_by_the_flag(tmp_path, runs, tiny_folder):
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "said"),
     [
-        ("--weights", 0.5),
-        ("--weights", 0, 0),
-        ("--weights", -1, 2),
-        ("--weights", "nan", 1),
-        ("--weights", 1, 1, "--per-class"),
-        ("--weights", 1, 1, "--search"),
+        ("--weights 0.5", "2 checkpoints need as many --weights, not 1"),
+        ("--weights 0 0", "--weights are all 0"),
+        ("--weights -1 2", "-1 is not 0 or a positive number"),
+        ("--weights nan 1", "nan is not 0 or a positive number"),
+        ("--weights 1 1 --per-class", "--per-class is for weights that are searched"),
+        ("--weights 1 1 --search", "--search: not allowed with argument --weights"),
     ],
 )
-def test_flags_that_say_nothing_end_with_two(capsys, runs, flags):
-    assert run_script("ensemble", *runs[:2], *flags) == 2
-    assert "weights" in capsys.readouterr().err
+def test_contradictory_weight_flags_exit_2(capsys, runs, flags, said):
+    assert run_script("ensemble", *runs[:2], *flags.split()) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
@@ -529,9 +527,8 @@ def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
 def test_two_ranks_print_what_one_prints(runs):
     command = ["ensemble.py", *map(str, runs[:2]), "--per-class"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1"
-    }  # for both, as sums of more threads have another order
+    # For both, as sums of more threads have another order.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     alone, both = (
         subprocess.run(
             [sys.executable, *launch, *command],
@@ -562,6 +559,5 @@ def test_scenes_from_the_first_run_to_the_average(tmp_path, capsys, rows, task):
     assert evaluated(tmp_path / "uformer.pt", tmp_path) == rows[0][-1]
     further = ("--model", "uformer", "--init", *members, "--freeze-members")
     assert run_script("train", *further, *flags, "--out", tmp_path / "further") == 0
-    assert (
-        run_script("ensemble", tmp_path / "further" / "best.pt", members[0], "--weights", 1, 1) == 0
-    )
+    best = tmp_path / "further" / "best.pt"
+    assert run_script("ensemble", best, members[0], "--weights", 1, 1) == 0

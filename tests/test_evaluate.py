@@ -21,18 +21,7 @@ from segmentation.report.pictures import (
     thumbnail,
 )
 
-FLAGS = (
-    "--encoder-weights",
-    "none",
-    "--epochs",
-    2,
-    "--batch-size",
-    8,
-    "--augment",
-    8,
-    "--workers",
-    0,
-)
+FLAGS = "--encoder-weights none --epochs 2 --batch-size 8 --augment 8 --workers 0".split()
 
 
 def train(out: Path, folder: Path, *flags: object) -> Path:
@@ -91,13 +80,9 @@ def test_amp_scores_as_the_training_with_amp_validated(tmp_path: Path, tiny_fold
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):
+    images = ("--images", tiny_folder / "images", "--out", tmp_path)
     assert run_script("evaluate", checkpoint, *flags, "--json", tmp_path / "scores.json") == 0
-    assert (
-        run_script(
-            "evaluate", checkpoint, *flags, "--images", tiny_folder / "images", "--out", tmp_path
-        )
-        == 0
-    )
+    assert run_script("evaluate", checkpoint, *flags, *images) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     classes = list(scores["iou"])
     matrix = ConfusionMatrix(len(classes))
@@ -155,9 +140,8 @@ def test_shares_in_the_line_are_those_of_the_labels_and_one_class_is_warned_of(
     last = [key for key in sure["model"] if key.endswith("bias")][-1]
     sure["model"][last] = torch.tensor([0.0, 1e4, 0.0])
     save_checkpoint(tmp_path / "sure.pt", sure)
-    assert (
-        run_script("evaluate", tmp_path / "sure.pt", "--images", colourful, "--out", tmp_path) == 0
-    )
+    images = ("--images", colourful, "--out", tmp_path)
+    assert run_script("evaluate", tmp_path / "sure.pt", *images) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 3 and all(
         line.endswith("1 100.0%  warning: 1 is more than 99.9% of the pixels") for line in lines
@@ -172,19 +156,12 @@ def test_bad_images_are_named_and_the_others_predicted(
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(colourful / "deep.png")
     assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 2
     said = capsys.readouterr()
-    assert (
-        "left out: broken.jpg is" in said.out
-        and "left out: deep.png stores more than 8 bits" in said.out
-    )
-    assert (
-        said.err.count("\n") == 1
-        and "3 of 6 images left out: broken.jpg, deep.png, grey.png" in said.err
-    )
-    assert {path.stem for path in (tmp_path / "out" / "labels").iterdir()} == {
-        "alpha",
-        "grey",
-        "palette",
-    }
+    assert "left out: broken.jpg is" in said.out
+    assert "left out: deep.png stores more than 8 bits" in said.out
+    assert said.err.count("\n") == 1
+    assert "3 of 6 images left out: broken.jpg, deep.png, grey.png" in said.err
+    written = (tmp_path / "out" / "labels").iterdir()
+    assert {path.stem for path in written} == {"alpha", "grey", "palette"}
 
 
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -201,20 +178,10 @@ def test_what_cannot_be_done_is_said_in_one_line(
         assert run_script("evaluate", checkpoint, *flags) == 2
         error = capsys.readouterr().err
         assert reason in error and error.count("\n") == 1
-    assert run_script("evaluate", checkpoint, "--images", tiny_folder / "images") == 2
+    images = ("--images", tiny_folder / "images")
+    assert run_script("evaluate", checkpoint, *images) == 2
     assert "--images needs --out" in capsys.readouterr().err
-    assert (
-        run_script(
-            "evaluate",
-            checkpoint,
-            checkpoint,
-            "--images",
-            tiny_folder / "images",
-            "--out",
-            tmp_path,
-        )
-        == 2
-    )
+    assert run_script("evaluate", checkpoint, checkpoint, *images, "--out", tmp_path) == 2
     assert "--images takes one checkpoint" in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ MODELS = {
     "unet": "--model unet --recipe fast",
 }
 COLUMNS = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr")
-# Ranks add the same float32 numbers in another order. A mistake in the way is far over a bar or two.
+# Ranks add the same float32 numbers in another order. A mistake is far over a bar or two.
 LOSS = 1e-5  # relative: roundings of 6e-8, and what Adam makes of those in gradients near 0
 SCORE = 2e-3  # a few of val's 5120 pixels, whose two best classes are equal but for rounding
 MOMENT = 1e-3  # where a ReLU's input rounds to the other side of 0, a gradient begins or ends
@@ -34,7 +34,7 @@ BUFFERS = 1e-4  # means of features, which rounding moves and never cuts
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """(model, further flags, ranks) -> the folder of such a run, in processes of one thread each."""
+    """(model, further flags, ranks) -> the folder of such a run, one thread a process."""
 
     @cache
     def train(model: str, further: str = "", ranks: int = 1) -> Path:

@@ -1,4 +1,4 @@
-"""What a training needs of a machine is known before it starts, and what a machine lacks is said."""
+"""What a training needs of a machine is known before it starts; what is lacking is said."""
 
 import copy
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from children import ROOT
 from conftest import run_script
+from killed_process import ROOT
 from PIL import Image
 from torch import Tensor, nn
 
@@ -156,7 +156,7 @@ def test_measuring_leaves_no_trace(name: str):
 
 
 def machine(root: Path, available: int, groups: str = "", **files: dict[str, str]) -> Path:
-    """/proc and /sys of a machine with so many KiB available; files: of a folder, by their names."""
+    """/proc and /sys of a machine with so many KiB available; files: a folder's, by name."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(f"MemTotal: 9999 kB\nMemAvailable: {available} kB\n")
     (root / "proc/self/cgroup").write_text(groups)

@@ -26,9 +26,10 @@ from segmentation.evaluation.inference import (
 
 ROOT = Path(__file__).parents[1]
 
-# How far probabilities may lie apart that are computed in another order, as in tiles, strips or mirror images: logits
-# of up to 10 are sums of up to 28 terms, of which each rounding takes up to 2^-24: 10 x 28 x 6e-8, and half of it is
-# seen after the softmax. A seam, or a view that was not turned back, is a hundred times as large.
+# How far probabilities may lie apart that are computed in another order, as in tiles, strips or
+# mirror images: logits of up to 10 are sums of up to 28 terms, of which each rounding takes up to
+# 2^-24: 10 x 28 x 6e-8, and half of it is seen after the softmax.
+# A seam, or a view that was not turned back, is a hundred times as large.
 ROUNDING = 1e-5
 
 
@@ -47,7 +48,7 @@ def as_batch(image: np.ndarray) -> torch.Tensor:
 
 
 def assembled(strips) -> torch.Tensor:
-    """The strips as one K x H x W map, after a check that each starts where the one before ended."""
+    """The strips as one K x H x W map; each must start where the one before ended."""
     parts, expected = [], 0
     for top, strip in strips:
         assert top == expected
@@ -99,7 +100,7 @@ def test_every_size_comes_back(tile, flips):
 
 
 def test_small_image_is_padded_at_its_border_only():
-    """A kernel of one pixel sees no padding: any padding that moved the image or stayed in the result would show."""
+    """A kernel of one pixel sees no padding: one that moved the image, or stayed, would show."""
     model, image = convolution(1), torch.rand(1, 3, 5, 9)
     torch.testing.assert_close(predict(model, image, flips="all"), model(image).softmax(1).detach())
     model, repeated = convolution(3), F.pad(image, (0, 23, 0, 27), mode="replicate")
@@ -115,7 +116,7 @@ def test_tiles_of_a_pixelwise_model_equal_the_whole(size):
 
 
 def test_tiles_of_a_small_kernel_equal_the_whole():
-    """One pixel at a tile's border lacks its neighbours; the weights must leave next to nothing of that."""
+    """A pixel at a tile's border lacks neighbours; the weights leave next to nothing of that."""
     model, image, tile = convolution(3), torch.rand(1, 3, 200, 170), 64
     difference = (predict(model, image, tile=tile) - predict(model, image)).abs().amax((0, 1))
     inner = torch.ones(200, 170, dtype=torch.bool)
@@ -135,7 +136,7 @@ def test_strips_are_predict(monkeypatch, tile, flips, size):
     model, image = Watched(), picture(*size)
     strips = list(predict_strips(model, image, Prediction(tile=tile, flips=flips)))
     assert max(strip.shape[1] for _, strip in strips) <= 10
-    # Bit for bit: both show the model the same windows, in the same memory format, and add them in the same order.
+    # Bit for bit: the same windows, in the same memory format, are added in the same order.
     assert torch.equal(
         assembled(strips), predict(model, as_batch(image), tile=tile, flips=flips)[0]
     )
@@ -269,7 +270,7 @@ def test_bad_input_is_refused_before_the_first_strip():
 
 
 def label_changes(labels: torch.Tensor, size: int, tile: int) -> tuple[float, float]:
-    """Share of neighbours along the last axis with different labels: (at the tiles' borders, elsewhere)."""
+    """Share of last-axis neighbours with different labels: (at tiles' borders, elsewhere)."""
     changes = (labels[..., 1:] != labels[..., :-1]).flatten(0, -2).float().mean(0)
     borders = torch.zeros(size - 1, dtype=torch.bool)
     for start, _ in inference._tiles(size, tile):
@@ -282,7 +283,7 @@ def label_changes(labels: torch.Tensor, size: int, tile: int) -> tuple[float, fl
 def seam_ratios(tile: int) -> list[float]:
     """How much more often labels change at tile borders than elsewhere, (vertically, horizontally).
 
-    The network sees 15 pixels far and its zero padding changes what it says at every border of a tile.
+    The network sees 15 pixels far, and its zero padding is felt at every border of a tile.
     """
     torch.manual_seed(0)
     layers = [
@@ -311,9 +312,8 @@ def seam_ratios(tile: int) -> list[float]:
 
 def test_labels_change_no_more_often_at_tile_borders(monkeypatch):
     assert max(seam_ratios(64)) < 1.05
-    monkeypatch.setattr(
-        torch, "sin", torch.ones_like
-    )  # without the taper the same measure finds the seams
+    # Without the taper the same measure finds the seams.
+    monkeypatch.setattr(torch, "sin", torch.ones_like)
     assert max(seam_ratios(64)) > 1.3
 
 

@@ -38,12 +38,10 @@ def test_hand_numbers_tell_alpha_from_beta():
 
 def test_alpha_punishes_false_positives_and_beta_false_negatives():
     target = torch.tensor([[[1, 1, 0, 0]]])
-    extra = logits_of(
-        [[0.01, 0.99], [0.01, 0.99], [0.1, 0.9], [0.99, 0.01]]
-    )  # class 1 where it is not
-    missed = logits_of(
-        [[0.01, 0.99], [0.9, 0.1], [0.99, 0.01], [0.99, 0.01]]
-    )  # class 1 not where it is
+    # Class 1 where it is not.
+    extra = logits_of([[0.01, 0.99], [0.01, 0.99], [0.1, 0.9], [0.99, 0.01]])
+    # Class 1 not where it is.
+    missed = logits_of([[0.01, 0.99], [0.9, 0.1], [0.99, 0.01], [0.99, 0.01]])
 
     def class_one(logits: torch.Tensor, alpha: float, beta: float) -> float:
         sums = TverskySums.apply(logits, target, 255)[:, 1:]
@@ -148,7 +146,8 @@ def test_half_precision_logits_of_a_large_image_stay_finite():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0, abs=1e-6)
         assert logits.grad.isfinite().all()
-        # Nothing known: TP = FP = FN in both classes, so 1 - TI is 1/2, and each pixel's cross entropy is log 2.
+        # Nothing known: TP = FP = FN in both classes, so 1 - TI is 1/2;
+        # each pixel's cross entropy is log 2.
         loss = TverskyCrossEntropy()(torch.zeros_like(logits), target)
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(0.5 + math.log(2), abs=1e-5)
@@ -176,9 +175,8 @@ def test_channels_last_logits_give_the_same():
 def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels(weights):
     logits, target = random_case()
     weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype)
-    entropy = torch.nn.functional.cross_entropy(
-        logits, target, weights, ignore_index=255
-    )  # a weighted mean
+    # A weighted mean.
+    entropy = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=255)
     expected = TverskyLoss(0.4, 0.6)(logits, target) + entropy
     logits.requires_grad_()
     loss = TverskyCrossEntropy(0.4, 0.6, class_weights=weights)(logits, target)
@@ -197,10 +195,5 @@ def test_weights_of_one_class_alone_cancel_however_small():
 
 def test_the_fast_recipe_weighs_rare_classes_by_the_root_of_their_pixels():
     weights = criterion_for(RECIPES["fast"], [1600, 400, 100, 0, 1]).class_weights
-    assert weights.tolist() == [
-        0.25,
-        0.5,
-        1.0,
-        10.0,
-        10.0,
-    ]  # of five the fourth is absent, and 10 is the most
+    # Of five the fourth is absent, and 10 is the most.
+    assert weights.tolist() == [0.25, 0.5, 1.0, 10.0, 10.0]

@@ -21,24 +21,15 @@ from segmentation.report.curves import COLOURS, curve_panels, curves_svg
 from segmentation.report.sections import duration
 from segmentation.report.tables import Entry, choose_examples, index_of_best
 
-TINY = ("--epochs", 2, "--batch-size", 8, "--augment", 8)
-FLAGS = (*TINY, "--encoder-weights", "none", "--workers", 0, "--seed", 3)
+TINY = "--epochs 2 --batch-size 8 --augment 8".split()
+FLAGS = [*TINY, *"--encoder-weights none --workers 0 --seed 3".split()]
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-BROWSER = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=4000",
-    "--dump-dom",
-]
+QUIET = "--disable-background-networking --disable-component-update --disable-sync --disable-quic"
+BROWSER = f"--headless --no-sandbox --no-first-run --disable-gpu {QUIET}".split()
+BROWSER += "--enable-logging=stderr --virtual-time-budget=4000 --window-size=1200,900".split()
+BROWSER += ["--dump-dom"]
 ROOT = Path(__file__).parent.parent
 HOSTILE = "<script>alert('1')</script>&\""  # the name of a class
 
@@ -48,18 +39,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> list[Pa
     """Two checkpoints of the same data."""
     root = tmp_path_factory.mktemp("runs")
     for name, rate in (("slow", 1e-4), ("quick", 3e-3)):
-        flags = (
-            "--data",
-            tiny_folder,
-            "--model",
-            "unet",
-            "--lr",
-            rate,
-            *FLAGS,
-            "--out",
-            root / name,
-        )
-        assert run_script("train", *flags) == 0
+        paths = ("--data", tiny_folder, "--out", root / name)
+        assert run_script("train", "--model", "unet", "--lr", rate, *FLAGS, *paths) == 0
     return [root / "slow" / "last.pt", root / "quick" / "last.pt"]
 
 
@@ -74,9 +55,8 @@ def single(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("comparison")
-    assert (
-        run_script("evaluate", *runs, "--out", out, "--top", 2, "--json", out / "scores.json") == 0
-    )
+    flags = ("--out", out, "--top", 2, "--json", out / "scores.json")
+    assert run_script("evaluate", *runs, *flags) == 0
     return out
 
 
@@ -238,11 +218,8 @@ def test_a_comparison_has_a_column_a_model_and_says_where_each_wins(
     assert articles == led + 2
     for kind, count in (("image", 1), ("truth", 1), ("prediction", 2), ("difference", 2)):
         assert len(page.all("button", **{"data-kind": kind})) == count * articles
-    assert (
-        len(page.all("polyline", stroke=COLOURS[0]))
-        == len(page.all("polyline", stroke=COLOURS[1]))
-        == 5
-    )
+    for colour in COLOURS[:2]:
+        assert len(page.all("polyline", stroke=colour)) == 5
 
 
 def test_the_best_of_a_row_is_bold_unless_it_is_shared(comparison: Path):
@@ -264,9 +241,8 @@ def test_text_from_files_is_text_in_the_report(runs: list[Path], tmp_path: Path)
     meta = read_checkpoint(runs[0])
     meta |= {"classes": ["a", HOSTILE, "c"], "command": HOSTILE}
     save_checkpoint(tmp_path / "hostile.pt", meta)
-    assert (
-        run_script("evaluate", tmp_path / "hostile.pt", "--out", tmp_path / "out", "--top", 1) == 0
-    )
+    flags = ("--out", tmp_path / "out", "--top", 1)
+    assert run_script("evaluate", tmp_path / "hostile.pt", *flags) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert HOSTILE not in page and html.escape(HOSTILE) in page
     assert len(Elements(page).all("script")) == 1
@@ -403,13 +379,7 @@ def in_browser(page: Path, script: str, folder: Path) -> tuple[dict, list[str]]:
     probe = f"document.title = JSON.stringify((() => {{ {script} }})());"
     copy.write_text(before + probe + end + after)
     profile = folder / "profile"
-    command = [
-        CHROMIUM,
-        *BROWSER,
-        f"--user-data-dir={profile}",
-        "--window-size=1200,900",
-        copy.as_uri(),
-    ]
+    command = [CHROMIUM, *BROWSER, f"--user-data-dir={profile}", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
     assert title, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Training that is stopped at any moment ends as training that never was: the same weights, bit for bit on a CPU."""
+"""Training stopped at any moment ends as if it never was: the same weights, bit for bit."""
 
 import csv
 import os
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from children import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
+from killed_process import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.datasets import open_dataset
@@ -21,20 +21,8 @@ from segmentation.data.samples import EpochOrder, TrainingSamples
 
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
-FLAGS: tuple = (
-    "--batch-size",
-    4,
-    "--augment",
-    4,
-    "--image-size",
-    32,
-    32,
-    "--drop-path",
-    0.1,
-    "--dropout",
-    0.1,
-)
-FLAGS += ("--encoder-weights", "none", "--device", "cpu", "--workers", 0)
+FLAGS = "--batch-size 4 --augment 4 --image-size 32 32 --drop-path 0.1 --dropout 0.1".split()
+FLAGS += "--encoder-weights none --device cpu --workers 0".split()
 EPOCHS = 10
 MOMENTS = {
     "step": 5,
@@ -50,7 +38,7 @@ MOMENTS = {
 
 def train(data: Path, out: Path, *more: object, kill: Kill | None = None, **limits) -> int:
     arguments = ("--data", data, *FLAGS, "--epochs", EPOCHS, "--out", out, *more)
-    return run_in_child("train", tuple(map(str, arguments)), kill, **limits)
+    return run_in_child("train", arguments, kill, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +49,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> 
 
 
 def assert_same_run(out: Path, other: Path) -> None:
-    """Weights, optimizer, scheduler, position and history of last.pt, weights and scores of best.pt, history.csv."""
+    """last.pt with optimizer, position and history, best.pt with its scores, history.csv."""
     for name in ("last.pt", "best.pt"):
         one, two = read_checkpoint(out / name), read_checkpoint(other / name)
         assert one.keys() == two.keys()
-        assert [
-            key for key in one if key not in MEASURED and not is_equal(one[key], two[key])
-        ] == [], name
+        for key in one.keys() - set(MEASURED):
+            assert is_equal(one[key], two[key]), (name, key)
     assert rows(out) == rows(other)
     assert len(rows(out)) == EPOCHS
 
@@ -79,19 +66,14 @@ def rows(out: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
-    """One run, killed twenty times in a row, each time somewhere else and by one of four signals."""
+    """One run, killed twenty times in a row, each time elsewhere and by one of four signals."""
     draw = random.Random(4)
     deaths = []
     while True:
         moment = draw.choice(list(MOMENTS))
         kill = Kill(draw.choice([KILL, *SIGNALS]), moment, draw.randint(1, MOMENTS[moment]))
-        code = train(
-            tiny_folder,
-            tmp_path / "run",
-            "--resume",
-            *draw.choice([(), ("--save-every", 1e-9)]),
-            kill=kill,
-        )
+        saving = draw.choice([(), ("--save-every", 1e-9)])
+        code = train(tiny_folder, tmp_path / "run", "--resume", *saving, kill=kill)
         if code == 0:
             break
         assert code == (-KILL if kill.signal == KILL else 99), kill
@@ -127,10 +109,8 @@ def test_killed_before_the_first_save_starts_fresh(
 def test_a_killed_writer_leaves_nothing_for_good(tiny_folder: Path, tmp_path: Path):
     out = tmp_path / "run"
     for moment in ("half", "flush", "rename"):
-        assert (
-            train(tiny_folder, out, "--resume", "--save-every", 1e-9, kill=Kill(KILL, moment, 2))
-            == -KILL
-        )
+        flags = ("--resume", "--save-every", 1e-9)
+        assert train(tiny_folder, out, *flags, kill=Kill(KILL, moment, 2)) == -KILL
         assert len(list(out.glob(".*"))) == 1
     assert train(tiny_folder, out, "--resume", kill=Kill(signal.SIGTERM, "step")) == 99
     assert not list(out.glob(".*"))
@@ -170,14 +150,13 @@ def test_more_epochs_later(tiny_folder: Path, undisturbed: Path, tmp_path: Path)
 
 
 def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
-    """The limit ends a run with 0, resuming adds nothing, a longer limit does; and the learning rate fell to 0."""
+    """The limit ends a run with 0, resuming adds nothing, a longer limit does."""
     arguments = ("--data", tiny_folder, *FLAGS, "--epochs", 10_000, "--out", tmp_path)
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
     first = read_checkpoint(tmp_path / "last.pt")
     last_epoch_began = first["seconds"] - first["history"][-1]["seconds"]
-    assert (
-        last_epoch_began < 3 and first["seconds"] > 2
-    )  # how long an epoch takes is the machine's affair
+    # How long an epoch takes is the machine's affair.
+    assert last_epoch_began < 3 and first["seconds"] > 2
     assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
     assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
     assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
@@ -188,7 +167,7 @@ def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
 def test_a_loss_that_is_no_number_names_the_files(
     tiny_folder: Path, tmp_path: Path, monkeypatch, flags, saved_at
 ):
-    """Those of the very batch, and keeps the last good checkpoint: here of the first epoch, or of the step before."""
+    """Those of the very batch; the last good checkpoint stays, of an epoch or a step before."""
     from segmentation import recipes
 
     class Poisoned(recipes.TverskyLoss):
@@ -238,22 +217,14 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_folder: Path, tmp_path: 
 @pytest.mark.parametrize("to", ["torchrun", "ranks"])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str):
-    """Two ranks with sample processes, signalled by way of torchrun or each itself: a marker, code 0 of every rank,
-    and with --resume the weights of two ranks that nobody disturbed."""
+    """Two ranks with sample processes, signalled by way of torchrun or each itself.
+
+    A marker, code 0 of every rank, and with --resume the weights of two undisturbed ranks.
+    """
     if number == signal.SIGINT and to == "ranks":
         pytest.skip("the same handler as the others")
-    arguments = [
-        "--data",
-        tiny_folder,
-        *FLAGS,
-        "--workers",
-        1,
-        "--epochs",
-        20,
-        "--augment",
-        0,
-        "--resume",
-    ]
+    more = "--workers 1 --epochs 20 --augment 0 --resume".split()
+    arguments = ["--data", tiny_folder, *FLAGS, *more]
     started = launch(*arguments, "--out", tmp_path / "run")
     wait_for(
         lambda: (
@@ -266,9 +237,8 @@ def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str)
     said, _ = started.communicate(timeout=120)
     assert "interrupted in epoch" in said
     assert "failed (exitcode" not in said
-    assert started.returncode == (
-        1 if to == "torchrun" else 0
-    )  # torchrun ends with its own signal's exception
+    # torchrun ends with its own signal's exception.
+    assert started.returncode == (1 if to == "torchrun" else 0)
     assert (tmp_path / "run" / "interrupted").exists()
     if to == "ranks" and number == signal.SIGUSR2:
         for out in ("run", "other"):

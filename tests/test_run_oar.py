@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from children import ROOT
+from killed_process import ROOT
 
 JOB = 999_000_001
 PYTHON = '#!/bin/bash\nprintf "%s\\n" "$@" >> calls.txt\nexit 1\n'

@@ -1,4 +1,4 @@
-"""Samples, order and loader: everything follows from (seed, epoch, index), for any ranks, workers and restarts."""
+"""Samples, order, loader: all follows from (seed, epoch, index), whatever ranks and workers."""
 
 import numpy as np
 import pytest
@@ -74,10 +74,8 @@ def test_a_coarse_sample_is_the_same_view_at_half_the_size():
         assert coarse["image"].shape == (3, 32, 48) and coarse["mask"].shape == (32, 48)
         assert (fine["name"], fine["key"]) == (coarse["name"], coarse["key"])
         means = torch.nn.functional.avg_pool2d(fine["image"].float(), 2)
-        assert (
-            torch.corrcoef(torch.stack((means.flatten(), coarse["image"].float().flatten())))[0, 1]
-            > 0.8
-        )
+        both = torch.stack((means.flatten(), coarse["image"].float().flatten()))
+        assert torch.corrcoef(both)[0, 1] > 0.8
 
 
 def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
@@ -115,9 +113,8 @@ def test_the_size_is_asked_for_each_step():
     places = [key for batch in order for key in batch]
     assert [key[2] for key in places] == [2] * 8 + [1] * 4
     order.set_epoch(1, start=1)
-    assert [(*key[:2], 1) for key in places] == [
-        key for batch in order for key in batch
-    ]  # the same samples, coarser
+    # The same samples, coarser.
+    assert [(*key[:2], 1) for key in places] == [key for batch in order for key in batch]
 
 
 def test_keys_are_distinct_and_survive_batching():
@@ -127,20 +124,16 @@ def test_keys_are_distinct_and_survive_batching():
         for epoch in range(5)
         for index in range(16)
     }
-    assert (
-        len(set(keys.values())) == 80
-        and min(keys.values()) >= 0
-        and 2**62 < max(keys.values()) < 2**63
-    )
+    assert len(set(keys.values())) == 80
+    assert min(keys.values()) >= 0
+    assert 2**62 < max(keys.values()) < 2**63
     order = EpochOrder(16, 4, seed=7)
     for places, batch in zip(order, make_loader(samples, order, 0, CPU), strict=True):
-        assert batch["key"].dtype == torch.int64 and batch["key"].tolist() == [
-            keys[place] for place in places
-        ]
+        assert batch["key"].dtype == torch.int64
+        assert batch["key"].tolist() == [keys[place] for place in places]
         assert batch["image"].shape == (4, 3, 24, 32) and batch["mask"].shape == (4, 24, 32)
-        assert (
-            batch["image"].dtype == batch["mask"].dtype == torch.uint8 and len(batch["name"]) == 4
-        )
+        assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
+        assert len(batch["name"]) == 4
 
 
 def test_an_epoch_is_a_new_permutation_without_its_last_partial_batch():

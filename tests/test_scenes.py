@@ -57,7 +57,7 @@ def test_any_size(size: tuple[int, int]):
 def test_another_size_samples_the_same_scene(size: tuple[int, int]):
     coarse_image, coarse = render(0, "train", 5, size)
     fine_image, fine = render(0, "train", 5, (3 * size[0], 3 * size[1]))
-    # With a factor of three, every coarse pixel's centre is the centre of a fine pixel; only rounding may differ.
+    # A factor of three: each coarse pixel's centre is a fine pixel's; only rounding may differ.
     assert (fine[1::3, 1::3] != coarse).mean() < 1e-3
     means = fine_image.reshape(size[0], 3, size[1], 3, 3).mean(axis=(1, 3))
     assert np.abs(means - coarse_image).mean() < 12

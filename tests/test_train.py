@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import Kill, is_equal, run_in_child
 from conftest import run_script
+from killed_process import Kill, is_equal, run_in_child
 from torch._dynamo.utils import counters
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
@@ -20,18 +20,7 @@ from segmentation.data import samples
 from segmentation.data.transforms import transform_pair
 from segmentation.recipes import RECIPES
 
-FLAGS = (
-    "--encoder-weights",
-    "none",
-    "--epochs",
-    3,
-    "--batch-size",
-    8,
-    "--augment",
-    8,
-    "--workers",
-    0,
-)
+FLAGS = "--encoder-weights none --epochs 3 --batch-size 8 --augment 8 --workers 0".split()
 
 
 @pytest.fixture(scope="module", params=["segformer", "unet"])
@@ -40,10 +29,8 @@ def run(
 ) -> Path:
     """A finished run of three epochs."""
     out = tmp_path_factory.mktemp("runs") / request.param
-    assert (
-        run_script("train", "--data", tiny_folder, "--model", request.param, *FLAGS, "--out", out)
-        == 0
-    )
+    paths = ("--data", tiny_folder, "--out", out)
+    assert run_script("train", "--model", request.param, *FLAGS, *paths) == 0
     return out
 
 
@@ -53,28 +40,16 @@ def test_a_run_leaves_what_it_says(run: Path):
     }
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [
-        "epoch",
-        "train_loss",
-        "val_loss",
-        "val_miou",
-        "val_mpa",
-        "lr",
-        "seconds",
-        "images_per_s",
-    ]
+    columns = "epoch train_loss val_loss val_miou val_mpa lr seconds images_per_s"
+    assert list(rows[0]) == columns.split()
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     config = json.loads((run / "config.json").read_text())
     assert config["classes"] == ["0", "1", "2"]
 
 
 def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):
-    assert (
-        run_script(
-            "evaluate", run / "best.pt", "--split", "val", "--json", tmp_path / "scores.json"
-        )
-        == 0
-    )
+    flags = ("--split", "val", "--json", tmp_path / "scores.json")
+    assert run_script("evaluate", run / "best.pt", *flags) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     with open(run / "history.csv") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["val_miou"]))
@@ -191,18 +166,8 @@ def test_a_recipes_scales_are_those_of_its_samples(recipe, tmp_path, tiny_folder
 def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
     tmp_path: Path, tiny_folder: Path
 ):
-    flags = (
-        "--data",
-        tiny_folder,
-        "--recipe",
-        "fast",
-        "--encoder-weights",
-        "none",
-        "--image-size",
-        128,
-        128,
-    )
-    flags += ("--epochs", 4, "--augment", 0, "--batch-size", 8, "--workers", 0)
+    flags = ["--data", tiny_folder, *"--recipe fast --encoder-weights none".split()]
+    flags += "--image-size 128 128 --epochs 4 --augment 0 --batch-size 8 --workers 0".split()
     sizes: list[int] = []
     original = SegFormer.forward
 
@@ -218,10 +183,9 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
         sizes.clear()
         assert run_script("train", *flags, "--recipe", "long", "--out", tmp_path / "long") == 0
         assert sizes == [32] + [64] * 2 + [128] * 5  # a quarter until 0.05, half until 0.3
-    assert (
-        run_in_child("train", tuple(map(str, (*flags, "--out", tmp_path / "a")))) == 0
-    )  # one thread, as the next
-    arguments = tuple(map(str, (*flags, "--out", tmp_path / "b")))
+    # One thread, as the next.
+    assert run_in_child("train", (*flags, "--out", tmp_path / "a")) == 0
+    arguments = (*flags, "--out", tmp_path / "b")
     assert run_in_child("train", arguments, Kill(signal.SIGTERM, "step", 6)) == 99
     assert run_in_child("train", (*arguments, "--resume")) == 0
     one, two = (read_checkpoint(tmp_path / run / "last.pt") for run in ("a", "b"))

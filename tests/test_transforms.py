@@ -1,4 +1,4 @@
-"""One draw, one map, one sampling: exact masks, agreement with the image, and hand numbers for every step."""
+"""One draw, one map, one sampling: exact masks that fit the image, and hand numbers."""
 
 from dataclasses import astuple, replace
 from functools import partial
@@ -68,14 +68,16 @@ def test_flips_are_numpys_and_twice_is_the_identity():
 
 
 def test_rotation_of_one_pixel_by_hand():
-    # Centre (150, 100). Pixel (190, 100) has its centre 40.5 right of it and 0.5 below. 30 degrees counter-clockwise:
-    # right 40.5 cos 30 + 0.5 sin 30 = 35.32, down 0.5 cos 30 - 40.5 sin 30 = -19.82, so at (185.32, 80.18).
+    # Centre (150, 100). Pixel (190, 100) has its centre 40.5 right of it and 0.5 below.
+    # 30 degrees counter-clockwise: right 40.5 cos 30 + 0.5 sin 30 = 35.32,
+    # down 0.5 cos 30 - 40.5 sin 30 = -19.82, so at (185.32, 80.18).
     image, mask = np.zeros((200, 300, 3), np.uint8), np.zeros((200, 300), np.uint8)
     image[100, 190], mask[100, 190] = 200, 7
     view, labels = transform_pair(image, mask, Augmentation(degrees=30.0))
     assert divmod(int(view[0].argmax()), 300) == (80, 185)
     assert labels[80, 185] == 7
-    # A flip comes before the rotation: the pixel is then 40.5 left, and lands at (114.93 + 0.25, 120.25 + 0.43).
+    # A flip comes before the rotation: the pixel is then 40.5 left,
+    # and lands at (114.93 + 0.25, 120.25 + 0.43).
     view, _ = transform_pair(image, mask, Augmentation(flip_horizontal=True, degrees=30.0))
     assert divmod(int(view[0].argmax()), 300) == (120, 115)
 
@@ -101,7 +103,8 @@ def test_rotation_agrees_with_torchvision():
 
 
 def test_the_centred_part_is_enlarged_by_hand_numbers():
-    # Half of 8 columns: output column k shows source position 2.25 + k / 2; a ramp of 8 i is there 8 (1.75 + k / 2).
+    # Half of 8 columns: output column k shows source position 2.25 + k / 2;
+    # a ramp of 8 i is there 8 (1.75 + k / 2).
     image = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
     _, mask = random_pair(8, 8)
     view, labels = transform_pair(image, mask, Augmentation(central_crop=0.5))
@@ -124,11 +127,11 @@ def test_a_small_image_lies_whole_inside_the_crop():
         ).all()
 
 
-@pytest.mark.parametrize(
-    "draw", [Augmentation(), Augmentation(degrees=360.0)]
-)  # copied, and sampled
+# Copied, and sampled.
+@pytest.mark.parametrize("draw", [Augmentation(), Augmentation(degrees=360.0)])
 def test_a_small_image_in_the_middle_by_hand(draw):
-    # A crop of 8 x 9 has four rows and four columns more, so five places each: the middle one leaves two a side.
+    # A crop of 8 x 9 has four rows and four columns more, so five places each:
+    # the middle one leaves two a side.
     image, mask = random_pair(4, 5)
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), "edge"), np.pad(mask, 2, constant_values=255)
     assert same(transform_pair(image, mask, draw, (8, 9)), *padded)
@@ -137,7 +140,8 @@ def test_a_small_image_in_the_middle_by_hand(draw):
 def test_image_and_mask_agree_under_every_draw():
     generator = np.random.default_rng(1)
     mask = generator.integers(0, 12, (6, 9), dtype=np.uint8).repeat(16, 0).repeat(16, 1)[:93, :139]
-    # The second channel marks pixels beside a border: away from them bilinear and nearest must give the same label.
+    # The second channel marks pixels beside a border:
+    # away from them bilinear and nearest must give the same label.
     border = np.zeros_like(mask)
     for axis in (0, 1):
         for step in (1, -1):
@@ -196,20 +200,15 @@ def test_draws_cover_their_ranges():
 def test_fast_draws_cover_their_ranges():
     draws = [draw_fast(np.random.default_rng([0, 0, index]), SCALES) for index in range(2000)]
     light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
-    assert (
-        (light >= 0.7).all()
-        and (light.min(0) < 0.71).all()
-        and (light.max(0) > 1.29).all()
-        and (light <= 1.3).all()
-    )
+    assert (light >= 0.7).all() and (light.min(0) < 0.71).all()
+    assert (light <= 1.3).all() and (light.max(0) > 1.29).all()
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
     for sizes in (SCALES, (1.0, 4.0)):
         scales = [
             draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)
         ]
-        assert (
-            sizes[0] <= min(scales) < 1.01 * sizes[0] and 0.99 * sizes[1] < max(scales) <= sizes[1]
-        )
+        assert sizes[0] <= min(scales) < 1.01 * sizes[0]
+        assert 0.99 * sizes[1] < max(scales) <= sizes[1]
         assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
@@ -231,9 +230,8 @@ def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
 
 @pytest.mark.parametrize("draw", [draw_deck, draw_fast_scales])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
-    image, mask = random_pair(
-        61, 91
-    )  # odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge
+    # Odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge.
+    image, mask = random_pair(61, 91)
     for seed in range(100):
         drawn = replace(
             draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0
@@ -275,13 +273,11 @@ def test_half_the_size_is_the_mean_of_four_and_twice_the_size_lies_between():
     half, labels = transform_pair(image, mask, Augmentation(scale=0.5))
     means = image.reshape(18, 2, 26, 2, 3).mean((1, 3))
     assert np.abs(half.permute(1, 2, 0).numpy() - means).max() <= 0.5
-    corners = [
-        torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)
-    ]  # all four are equally near
+    # All four are equally near.
+    corners = [torch.from_numpy(mask[y::2, x::2]) for y in (0, 1) for x in (0, 1)]
     assert torch.stack([labels == corner for corner in corners]).any(0).all()
-    quarter, _ = transform_pair(
-        image, mask, Augmentation(scale=0.25)
-    )  # sixteen, of which interpolation alone sees four
+    # Sixteen, of which interpolation alone sees four.
+    quarter, _ = transform_pair(image, mask, Augmentation(scale=0.25))
     means = image.reshape(9, 4, 13, 4, 3).mean((1, 3))
     assert np.abs(quarter.permute(1, 2, 0).numpy() - means).max() <= 0.5
     ramp = np.zeros((8, 8, 3), np.uint8) + 8 * np.arange(8, dtype=np.uint8)[None, :, None]
@@ -331,10 +327,8 @@ def test_fast_draws_keep_image_and_mask_together():
     for seed in range(300):
         draw = draw_fast(np.random.default_rng(seed), SCALES)
         sizes.append(np.log2(draw.scale))
-        assert (
-            not draw.flip_vertical
-            and 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
-        )
+        assert not draw.flip_vertical
+        assert 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
         view, labels = transform_pair(
             image, mask, replace(draw, saturation=1.0, contrast=1.0, brightness=1.0), (64, 64)
         )
@@ -346,7 +340,7 @@ def test_fast_draws_keep_image_and_mask_together():
 
 @pytest.mark.parametrize("crop", [(17, 26), (9, 11)])
 def test_labels_of_a_small_view_are_those_at_its_pixels_centres(crop):
-    """Sides and scale are odd, so that windows are, and no centre lies between two pixels of the mask."""
+    """Odd sides and scale, so odd windows: no centre lies between two pixels of the mask."""
     image, mask = random_pair(89, 131)
     for seed in range(20):
         draw = Augmentation(position=tuple(np.random.default_rng(seed).random(2)), scale=0.2)

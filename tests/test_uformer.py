@@ -14,9 +14,8 @@ class Fixed(nn.Module):
 
     def __init__(self, *probabilities: float):
         super().__init__()
-        self.logits = nn.Parameter(
-            torch.tensor(probabilities).log() + 5
-        )  # logits are free up to a constant
+        # Logits are free up to a constant.
+        self.logits = nn.Parameter(torch.tensor(probabilities).log() + 5)
 
     def forward(self, image: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         return self.logits.view(1, -1, 1, 1).expand(len(image), -1, *image.shape[2:])
@@ -139,18 +138,7 @@ def test_half_precision_members_are_averaged_in_full():
     assert model(IMAGE).dtype == torch.float32
 
 
-FLAGS = (
-    "--encoder-weights",
-    "none",
-    "--epochs",
-    1,
-    "--batch-size",
-    8,
-    "--augment",
-    0,
-    "--workers",
-    0,
-)
+FLAGS = "--encoder-weights none --epochs 1 --batch-size 8 --augment 0 --workers 0".split()
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +147,8 @@ def members(tmp_path_factory, tiny_folder):
     files = []
     for model in ("unet", "segformer"):
         out = tmp_path_factory.mktemp("members") / model
-        assert (
-            run_script("train", "--data", tiny_folder, "--model", model, *FLAGS, "--out", out) == 0
-        )
+        paths = ("--data", tiny_folder, "--out", out)
+        assert run_script("train", "--model", model, *FLAGS, *paths) == 0
         files.append(out / "best.pt")
     return files
 

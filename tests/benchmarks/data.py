@@ -1,20 +1,23 @@
-"""Does the model wait for data? Images/s of training samples, against torchvision's v2 transforms and albumentations.
+"""Does the model wait for data? Images/s of samples, beside torchvision v2 and albumentations.
 
-    python tests/benchmarks/data.py                        # the built-in scenes, a minute on two cores
-    python tests/benchmarks/data.py --data camvid          # any folder that train.py takes
+    python tests/benchmarks/data.py                   # the built-in scenes, a minute on two cores
+    python tests/benchmarks/data.py --data camvid     # any folder that train.py takes
 
-The first table compares preparing samples, one thread, the same operations: the deck's recipe (both flips, rotation,
-central crop, resized back) and the fast one (flip, scale, window, light), at the images' size and at half of it.
-Images are bilinear, masks nearest, what is outside is 255 in the mask; a sample ends as contiguous uint8 3 x h x w
-and h x w. The peers get decoded arrays in memory, and a composition of their own transforms, in the order of the
-recipe, light last, on the small view; ours are `TrainingSamples`, maps of the cache and keyed draws included. At half
-size ours averages 2 x 2 pixels before it samples where the step is that long, and torchvision antialiases;
-albumentations (OpenCV) does not. Images/s are medians of alternating rounds, ratios the medians over the rounds.
+The first table compares preparing samples, one thread, the same operations: the deck's recipe
+(both flips, rotation, central crop, resized back) and the fast one (flip, scale, window, light),
+at the images' size and at half of it. Images are bilinear, masks nearest, what is outside is 255
+in the mask; a sample ends as contiguous uint8 3 x h x w and h x w. The peers get decoded arrays
+in memory, and a composition of their own transforms, in the order of the recipe, light last, on
+the small view; ours are `TrainingSamples`, maps of the cache and keyed draws included. At half
+size ours averages 2 x 2 pixels before it samples where the step is that long, and torchvision
+antialiases; albumentations (OpenCV) does not. Images/s are medians of alternating rounds, ratios
+the medians over the rounds.
 
-The second table is the real loader, batches of 8 of the fast recipe at half size, beside what the fastest model
-consumes: the training step of SegFormer-B0 in bfloat16 (--amp), in the same process, with all its threads.
+The second table is the real loader, batches of 8 of the fast recipe at half size, beside what the
+fastest model consumes: the training step of SegFormer-B0 in bfloat16 (--amp), in the same
+process, with all its threads.
 
-albumentations is needed for this file alone and not part of the `test` extra: pip install albumentations
+albumentations is for this file alone, not in the `test` extra: pip install albumentations
 """
 
 import argparse
@@ -32,12 +35,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segmentation.hardware import keep_freed_memory
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from segmentation import SegFormer
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
+from segmentation.hardware import keep_freed_memory
 from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from train import make_loader
 
@@ -47,12 +49,10 @@ try:
     import cv2
     from albumentations.pytorch import ToTensorV2
 except ImportError:
-    print(
-        "error: albumentations is not installed, and this comparison needs it: pip install albumentations"
-    )
+    print("error: this comparison needs albumentations: pip install albumentations")
     sys.exit(2)
 
-ROUNDS, SAMPLES, BATCH, STEPS = 7, 32, 8, 8
+ROUNDS, IMAGES, BATCH, STEPS = 7, 32, 8, 8
 LIGHT, SCALES = (0.7, 1.3), (0.76, 1.32)  # of the fast recipe
 SAMPLES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
@@ -71,15 +71,13 @@ def main() -> None:
     keep_freed_memory()  # as train.py does
     threads = torch.get_num_threads()
     height, width = data.image(data.splits["train"][0]).shape[:2]
-    print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {data.layout}, {height} x {width}\n"
-    )
+    processor = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {processor}; {data.layout}, {height} x {width}\n")
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    print(
-        f"{'images/s, one thread':24}{'ours':>8}{'torchvision':>13}{'ratio':>7}{'albumentations':>16}{'ratio':>7}"
-    )
+    peers = f"{'torchvision':>13}{'ratio':>7}{'albumentations':>16}{'ratio':>7}"
+    print(f"{'images/s, one thread':24}{'ours':>8}{peers}")
     for recipe in ("deck", "fast"):
         for shrink in (1, 2):
             ours = prepare_ours(data, recipe, shrink)
@@ -95,9 +93,8 @@ def main() -> None:
 
     torch.set_num_threads(threads)
     step = model_step(data)
-    print(
-        f"\n{f'fast, {height // 2} x {width // 2}, images/s':28}{'loader':>8}{'model':>8}{'ratio':>7}"
-    )
+    title = f"fast, {height // 2} x {width // 2}, images/s"
+    print(f"\n{title:28}{'loader':>8}{'model':>8}{'ratio':>7}")
     for workers in (0, 1):
         batches = loader_of(data, workers)
         loader_rate, model_rate, ratio = compare(lambda b=batches: timed(b), lambda: timed(step))
@@ -163,12 +160,12 @@ def prepare_albumentations(
 def arrays(data: SegmentationDataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return [
         (np.array(data.image(name)), np.array(data.mask(name)))
-        for name in data.splits["train"][:SAMPLES]
+        for name in data.splits["train"][:IMAGES]
     ]
 
 
 def model_step(data: SegmentationDataset) -> Callable[[], int]:
-    """STEPS steps of train.py --recipe fast --amp on one batch of half the size, as a function that counts images."""
+    """STEPS steps of --recipe fast --amp on one batch of half size, which count their images."""
     model = SegFormer(len(data.classes))
     criterion = criterion_for(RECIPES["fast"], data.pixel_counts["train"])
     optimizer = optimizer_for(RECIPES["fast"], model.parameters(), torch.device("cpu"))
@@ -202,9 +199,9 @@ def loader(data: SegmentationDataset, workers: int) -> torch.utils.data.DataLoad
 
 def images_per_s(prepare: Prepare) -> float:
     start = time.perf_counter()
-    for index in range(SAMPLES):
+    for index in range(IMAGES):
         prepare(index)
-    return SAMPLES / (time.perf_counter() - start)
+    return IMAGES / (time.perf_counter() - start)
 
 
 def timed(count: Callable[[], int]) -> float:
@@ -214,7 +211,7 @@ def timed(count: Callable[[], int]) -> float:
 
 
 def compare(ours: Callable[[], float], other: Callable[[], float]) -> tuple[float, float, float]:
-    """Median rate of each, and the median ratio, over ROUNDS alternating pairs after one that warms up."""
+    """Median rate of each, and median ratio: ROUNDS alternating pairs after one that warms up."""
     pairs = [(ours(), other()) for _ in range(ROUNDS + 1)][1:]
     return (
         statistics.median(a for a, _ in pairs),

@@ -1,11 +1,12 @@
 """Do N ranks compute what one process computes? Prints a table: model x way to spread it x ranks.
 
-    python tests/benchmarks/parity.py                     # 1, 2, 3 and 4 ranks on this machine's CPU, gloo
+    python tests/benchmarks/parity.py               # 1, 2, 3 and 4 ranks on this CPU, gloo
     python tests/benchmarks/parity.py --ranks 1 2 --steps 5
 
-Each run starts from the same weights and takes train.py's own steps on the same global batches, in float64, so that
-what remains is error and not rounding: batches of 7, which no number of ranks divides, the first three images of every
-third batch with nothing but ignored pixels. Beside the exact runs stand the deck's two mistakes.
+Each run starts from the same weights and takes train.py's own steps on the same global batches,
+in float64, so that what remains is error and not rounding: batches of 7, which no number of ranks
+divides, the first three images of every third batch with nothing but ignored pixels. Beside the
+exact runs stand the deck's two mistakes.
 """
 
 import argparse
@@ -61,7 +62,7 @@ MISTAKES = {
 
 
 class Pictures:
-    """Noise with bright rectangles whose brightness is their class, as `score_split` wants a data set."""
+    """Noise with rectangles as bright as their class says, in the form `score_split` wants."""
 
     def __init__(self) -> None:
         self.classes = [str(k) for k in range(CLASSES)]
@@ -133,8 +134,8 @@ def run(
     """Train on this rank, with all others. Called in every rank alike; see `launch`.
 
     start and save: checkpoints to go on from and to write. first: the step to begin with.
-    Gives gradient (of the first step), weights and moments (all whole, by name), their digest, losses, lr, confusion,
-    bytes (of this rank's weights) and images_per_s.
+    Gives gradient (of the first step), weights and moments (all whole, by name), their digest,
+    losses, lr, confusion, bytes (of this rank's weights) and images_per_s.
     """
     torch.set_default_dtype(getattr(torch, dtype))
     torch.manual_seed(0)
@@ -216,7 +217,7 @@ def digest(*sets: dict[str, Tensor]) -> str:
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Norm of the difference of two sets of tensors over the norm of the second: one number for all of them."""
+    """Norm of the difference of two sets of tensors, over the norm of the second."""
     assert one.keys() == other.keys()
     difference = sum((one[k].double() - other[k].double()).square().sum() for k in other)
     return float(
@@ -225,21 +226,15 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dict]]:
-    """Run cases, one after another, in one start of so many ranks: [case][rank] -> what `run` gives.
+    """Run cases one after another in one start of so many ranks: [case][rank] -> what `run` gives.
 
-    Of all ranks but the first without its tensors, which its digest stands for: they would fill gigabytes.
+    Other ranks than the first leave out the tensors, which would fill gigabytes: a digest will do.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={ranks}",
-            __file__,
-            "--worker",
-        ]
+        torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={ranks}".split()
+        work = [__file__, "--worker", folder, json.dumps(cases)]
         subprocess.run(
-            [sys.executable, *command, folder, json.dumps(cases)],
+            [sys.executable, *torchrun, *work],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             timeout=timeout,
             check=True,
@@ -280,9 +275,8 @@ def main() -> None:
         for k in list(MISTAKES)[:3]
     ]
     one = {m: launch(1, [{"model": m, "steps": args.steps}])[0][0] for m in args.models}
-    print(
-        f"| model | way | ranks | gradient | weights after {args.steps} steps | loss | confusion | images/s |"
-    )
+    after = f"weights after {args.steps} steps"
+    print(f"| model | way | ranks | gradient | {after} | loss | confusion | images/s |")
     print("|---|---|--:|--:|--:|--:|---|--:|")
     for ranks in args.ranks:
         cases = exact if ranks > 1 else exact[:: len(WAYS)]
@@ -292,10 +286,11 @@ def main() -> None:
             reference, result = one[case["model"]], results[0]
             way = MISTAKES[case["mistake"]] if "mistake" in case else case["way"]
             same = "equal" if result["confusion"] == reference["confusion"] else "differs"
+            gradient, weights = (distance(result[k], reference[k]) for k in ("gradient", "weights"))
+            loss = abs(result["loss"] - reference["loss"])
             print(
-                f"| {case['model']} | {way} | {ranks} | {distance(result['gradient'], reference['gradient']):.1e} | "
-                f"{distance(result['weights'], reference['weights']):.1e} | "
-                f"{abs(result['loss'] - reference['loss']):.1e} | {same} | {result['images_per_s']:.1f} |",
+                f"| {case['model']} | {way} | {ranks} | {gradient:.1e} | {weights:.1e} | "
+                f"{loss:.1e} | {same} | {result['images_per_s']:.1f} |",
                 flush=True,
             )
 

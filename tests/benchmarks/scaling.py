@@ -1,11 +1,12 @@
-"""What do two ranks gain, and where does the rest go? train.py's own steps on this machine's CPU, gloo.
+"""What do two ranks gain, and where does the rest go? train.py's own steps on a CPU, gloo.
 
     python tests/benchmarks/scaling.py
     python tests/benchmarks/scaling.py --model unet --size 128 --steps 20
 
-One rank and two ranks of one thread each, and one process of two threads: images/s at the same global batch (strong
-scaling) and at the same batch a rank (weak scaling). A step's communication is what it sends, timed by itself; the part
-of it that is not hidden behind the backward is what the step takes longer than without any.
+One rank and two ranks of one thread each, and one process of two threads: images/s at the same
+global batch (strong scaling) and at the same batch a rank (weak scaling). A step's communication
+is what it sends, timed by itself; the part of it that is not hidden behind the backward is what
+the step takes longer than without any.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from train import training_step
 
 
 def measure(model: str, size: int, batch: int, steps: int) -> dict:
-    """Median seconds of a training step of a global batch, on all ranks together; with ranks, its communication too."""
+    """Median seconds of a step of a global batch on all ranks, and of its communication."""
     torch.manual_seed(0)
     bare = build_model({"model": model, "num_classes": 5}).train()
     criterion, cpu = TverskyLoss(), torch.device("cpu")
@@ -68,7 +69,7 @@ def measure(model: str, size: int, batch: int, steps: int) -> dict:
 
 
 def median(action: Callable[[], object], steps: int) -> float:
-    """Seconds of an action that all ranks begin together: of the slowest rank, the median of some steps."""
+    """Seconds of an action that all ranks begin together: of the slowest, the median of steps."""
     times = []
     for _ in range(steps + 3):
         if distributed.world_size() > 1:
@@ -80,7 +81,7 @@ def median(action: Callable[[], object], steps: int) -> float:
 
 
 def sums_of(step: Callable[[], None]) -> list[torch.Tensor]:
-    """What a step sums over ranks beside the gradient: of the loss and of every BatchNorm, forward and backward."""
+    """What a step sums over ranks beside the gradient: of the loss and BatchNorms, both ways."""
     sent, all_reduce = [], dist.all_reduce
 
     def noted(x: torch.Tensor) -> None:
@@ -98,19 +99,9 @@ def sums_of(step: Callable[[], None]) -> list[torch.Tensor]:
 def launch(ranks: int, threads: int, case: dict) -> dict:
     """Measure in new processes, so that each has its threads from the start."""
     with tempfile.TemporaryDirectory() as folder:
-        start = (
-            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-            if ranks > 1
-            else []
-        )
-        command = [
-            sys.executable,
-            *start,
-            __file__,
-            "--worker",
-            f"{folder}/result.json",
-            json.dumps(case),
-        ]
+        torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={ranks}".split()
+        start = [sys.executable, *(torchrun if ranks > 1 else [])]
+        command = [*start, __file__, "--worker", f"{folder}/result.json", json.dumps(case)]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True)
         return json.loads(Path(folder, "result.json").read_text())
 
@@ -138,23 +129,22 @@ def main() -> None:
         "2 ranks of 1 thread": (two := launch(2, 1, whole), args.batch),
         "1 process of 2 threads": (launch(1, 2, whole), args.batch),
     }
-    print(
-        f"{args.model}, {args.size} x {args.size}, global batch {args.batch}, median of {args.steps} steps\n"
-    )
-    print(
-        "| run | images a step | s a step | images/s | 2 ranks against it |\n|---|--:|--:|--:|--:|"
-    )
+    batch = f"{args.model}, {args.size} x {args.size}, global batch {args.batch}"
+    print(f"{batch}, median of {args.steps} steps\n")
+    print("| run | images a step | s a step | images/s | 2 ranks against it |")
+    print("|---|--:|--:|--:|--:|")
     for name, (found, images) in runs.items():
-        gain = args.batch / two["step"] / (images / found["step"])
-        print(
-            f"| {name} | {images} | {found['step']:.3f} | {images / found['step']:.2f} | {gain:.2f} x |"
-        )
+        rate = images / found["step"]
+        gain = args.batch / two["step"] / rate
+        print(f"| {name} | {images} | {found['step']:.3f} | {rate:.2f} | {gain:.2f} x |")
     alone, exposed = two["gradient"] + two["sums"], max(0.0, two["step"] - two["silent"])
     print(
-        f"\na step sends {two['gradient_bytes'] / 1e6:.1f} MB of gradient ({1e3 * two['gradient']:.1f} ms by itself) "
-        f"and {two['count']} small sums ({1e3 * two['sums']:.1f} ms); without them it takes {two['silent']:.3f} s: "
-        f"{exposed / two['step']:.1%} of the step is communication or waiting for the other rank, and "
-        f"{max(0.0, 1 - exposed / alone):.0%} of what is sent is hidden"
+        f"\na step sends {two['gradient_bytes'] / 1e6:.1f} MB of gradient "
+        f"({1e3 * two['gradient']:.1f} ms by itself) "
+        f"and {two['count']} small sums ({1e3 * two['sums']:.1f} ms); "
+        f"without them it takes {two['silent']:.3f} s: "
+        f"{exposed / two['step']:.1%} of the step is communication or waiting for the other rank, "
+        f"and {max(0.0, 1 - exposed / alone):.0%} of what is sent is hidden"
     )
 
 

@@ -1,20 +1,22 @@
-"""Is it faster than what one would use instead? Prints one table against the peers installed beside it.
+"""Is it faster than what one would use instead? One table against the peers installed here.
 
-    python tests/benchmarks/speed.py                       # all of it, two minutes on two cores
-    python tests/benchmarks/speed.py --only mlp loss       # the rows whose name holds one of these words
-    python tests/benchmarks/speed.py --only profile        # where a step of ours spends its time
+    python tests/benchmarks/speed.py                   # all of it, two minutes on two cores
+    python tests/benchmarks/speed.py --only mlp loss   # the rows whose names hold such a word
+    python tests/benchmarks/speed.py --only profile    # where a step of ours spends its time
 
-Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18") and TverskyLoss, torchmetrics'
-confusion matrix, each as its users run it: default memory layout, default (fused) attention, logits interpolated to the
-size of the labels. Times are medians of alternating pairs in one process, ratios the medians over the pairs. Where the
-weights can be the same they are, and the outputs are asserted equal first; the ConvDecoder and the U-Net decoder are
-this project's own shapes, so there only the task is the same. A train step is forward, cross entropy, backward; dropout
-is off on both sides. The peers get an image normalised beforehand, these models normalise it themselves.
+Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18") and TverskyLoss,
+torchmetrics' confusion matrix, each as its users run it: default memory layout, default (fused)
+attention, logits interpolated to the size of the labels. Times are medians of alternating pairs
+in one process, ratios the medians over the pairs. Where the weights can be the same they are, and
+the outputs are asserted equal first; the ConvDecoder and the U-Net decoder are this project's own
+shapes, so there only the task is the same. A train step is forward, cross entropy, backward;
+dropout is off on both sides. The peers get an image normalised beforehand, these models normalise
+it themselves.
 
-FLOPs are those of matrix products and convolutions (torch.utils.flop_counter), a train step's three times its
-forward's: each product has two gradients, and the counter takes a depthwise convolution's for a dense one's. The share
-of peak is FLOPs over time over this machine's fastest float32 matrix product in this run: torch.mm, or the same
-product as a 1x1 convolution.
+FLOPs are those of matrix products and convolutions (torch.utils.flop_counter), a train step's
+three times its forward's: each product has two gradients, and the counter takes a depthwise
+convolution's for a dense one's. The share of peak is FLOPs over time over this machine's fastest
+float32 matrix product in this run: torch.mm, or the same product as a 1x1 convolution.
 """
 
 import argparse
@@ -50,7 +52,7 @@ KINDS = {  # of a profile: what the names of torch's operators hold
 
 
 class TransformersSegFormer(nn.Module):
-    """transformers' model with the interpolation that its own loss, and its post-processing, apply to its logits."""
+    """transformers' model, its logits interpolated as its own loss and post-processing do."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +69,7 @@ class TransformersSegFormer(nn.Module):
 
 
 class EncoderAlone(nn.Module):
-    """What no decoder can be faster than: the encoder, a 1x1 convolution of its first map, the same interpolation."""
+    """What no decoder can beat: the encoder, a 1x1 convolution of its first map, interpolated."""
 
     def __init__(self):
         super().__init__()
@@ -79,9 +81,8 @@ class EncoderAlone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W -> N x K x H x W."""
         first, *others = self.encoder(self.normalise(image))
-        logits = self.classify(first) + sum(
-            other.mean() for other in others
-        )  # so that every stage has a gradient
+        # So that every stage has a gradient.
+        logits = self.classify(first) + sum(other.mean() for other in others)
         return F.interpolate(logits.contiguous(), size=image.shape[-2:], mode="bilinear")
 
 
@@ -99,15 +100,12 @@ def main() -> None:
     keep_freed_memory()  # for both sides, or the time of a step hangs on what ran before it
     products = matrix_product_rates()
     peak = max(products)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    print(
-        f"float32 product of 2048 x 2048: torch.mm {products[0]:.0f}, 1x1 convolution {products[1]:.0f} GFLOP/s\n"
-    )
-    print(
-        f"{'work':38}{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'bar':>6}{'peer GF':>9}{'ours GF':>9}{'of peak':>9}"
-    )
+    processor = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor}")
+    rates = f"torch.mm {products[0]:.0f}, 1x1 convolution {products[1]:.0f} GFLOP/s"
+    print(f"float32 product of 2048 x 2048: {rates}\n")
+    times = f"{'peer ms':>9}{'ours ms':>9}{'ratio':>7}{'bar':>6}"
+    print(f"{'work':38}{times}{'peer GF':>9}{'ours GF':>9}{'of peak':>9}")
     for name, bar, make in rows():
         if any(word in name for word in only):
             peer, ours = make()
@@ -121,11 +119,9 @@ def main() -> None:
             )
     if any(word in "loss memory" for word in only):
         peer, ours = (extra_memory(step) for step in losses())
-        print(
-            f"\nTversky loss, extra peak memory: peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB",
-            end="",
-        )
-        print(f", {ours / peer:.2f} of it (bar: 0.50)")
+        sizes = f"peer {peer / 2**20:.0f} MiB, ours {ours / 2**20:.0f} MiB"
+        share = f"{ours / peer:.2f} of it (bar: 0.50)"
+        print(f"\nTversky loss, extra peak memory: {sizes}, {share}")
     for train in (True, False):
         if any(word in "profile" for word in only):
             print_profile(train)
@@ -210,9 +206,8 @@ def losses() -> tuple[Callable, Callable]:
     def gradient(criterion: nn.Module) -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(criterion(logits, target), logits)[0]
 
-    torch.testing.assert_close(
-        ours(logits, target), peer(logits, target), rtol=1e-4, atol=0
-    )  # the peer's sums are float32
+    # The peer's sums are float32.
+    torch.testing.assert_close(ours(logits, target), peer(logits, target), rtol=1e-4, atol=0)
     torch.testing.assert_close(gradient(ours)(), gradient(peer)(), rtol=1e-3, atol=1e-10)
     return gradient(peer), gradient(ours)
 
@@ -229,7 +224,7 @@ def confusions() -> tuple[Callable, Callable]:
 
 
 def compare(peer: Callable, ours: Callable) -> tuple[float, float, float]:
-    """Median milliseconds of each, and the median ratio, over PAIRS alternating pairs after one that warms up."""
+    """Median ms of each, and median ratio: PAIRS alternating pairs after one that warms up."""
     times = []
     for _ in range(PAIRS + 1):
         start = time.perf_counter()
@@ -246,7 +241,7 @@ def compare(peer: Callable, ours: Callable) -> tuple[float, float, float]:
 
 
 def flops(function: Callable) -> int:
-    """Of a model's step, else 0; the fused attention of a CPU is counted as the products that it consists of."""
+    """Of a model's step, else 0; fused attention counts as the products that it consists of."""
     if not isinstance(function, Step):
         return 0
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -267,7 +262,7 @@ def extra_memory(function: Callable) -> int:
 
 
 def print_profile(train: bool, steps: int = 7) -> None:
-    """What a step of SegFormer-B0 with the paper's decoder spends its time on, and its peer's time beside it."""
+    """Where a step of SegFormer-B0 with the paper's decoder spends its time, beside its peer's."""
     peer, ours = segformers("mlp", 256, train)
     peer_ms, ours_ms, _ = compare(peer, ours)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -280,17 +275,15 @@ def print_profile(train: bool, steps: int = 7) -> None:
         )
         spent[kind] += event.self_cpu_time_total / 1e3 / steps
     work = "train" if train else "infer"
-    print(
-        f"\nSegFormer-B0 mlp, {work}, {BATCH}x256x256: peer {peer_ms:.0f} ms, ours {ours_ms:.0f} ms; of ours, profiled:"
-    )
+    times = f"peer {peer_ms:.0f} ms, ours {ours_ms:.0f} ms"
+    print(f"\nSegFormer-B0 mlp, {work}, {BATCH}x256x256: {times}; of ours, profiled:")
     for kind, ms in spent.items():
-        print(
-            f"{kind:28}{ms:7.1f} ms{ms / sum(spent.values()):6.0%}{ms / peer_ms:8.1%} of the peer's whole step"
-        )
+        share, beside = ms / sum(spent.values()), ms / peer_ms
+        print(f"{kind:28}{ms:7.1f} ms{share:6.0%}{beside:8.1%} of the peer's whole step")
 
 
 def matrix_product_rates(side: int = 2048) -> tuple[float, float]:
-    """GFLOP/s of the best of ten products of two side x side matrices, by torch.mm and as a 1x1 convolution."""
+    """GFLOP/s of the best of ten side x side products, by torch.mm and as a 1x1 convolution."""
     a, b = torch.rand(side, side), torch.rand(side, side)
     image = a.view(1, 32, side // 32, side).permute(0, 3, 1, 2)
     rates = []

@@ -1,9 +1,10 @@
-r"""Does the U-Net's own decoder cost accuracy? It and segmentation_models.pytorch's, trained alike by train.py.
+r"""Does the U-Net's own decoder cost accuracy? It and the peer's, trained alike by train.py.
 
-    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 --crop 256 256 \
-        --augment 0 --epochs 8
+    python tests/benchmarks/unet_epochs.py --data DIR --encoder-weights none --batch-size 8 \
+        --crop 256 256 --augment 0 --epochs 8
 
-Takes train.py's flags. The same samples in the same order, loss, optimizer and schedule; both from random weights.
+The peer is segmentation_models.pytorch. Takes train.py's flags. The same samples in the same
+order, loss, optimizer and schedule; both from random weights.
 """
 
 import csv
@@ -17,15 +18,13 @@ import segmentation_models_pytorch as smp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from segmentation.models.layers import Normalise, start_undecided  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import train
+from segmentation.models.layers import Normalise, start_undecided
 
 
 class PeerUNet(nn.Module):
-    """The peer's model as train.py calls models, with the undecided start that the Tversky loss needs."""
+    """The peer's model as train.py calls it, with the undecided start of the Tversky loss."""
 
     def __init__(self, num_classes: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Scripts in child processes that kill themselves at a chosen moment; the scripts know nothing of it."""
+"""Scripts in child processes that kill themselves at a chosen moment, and know nothing of it."""
 
 import multiprocessing
 import os
@@ -25,10 +25,9 @@ class Kill(NamedTuple):
 
 
 def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits: Any) -> int:
-    """A script in a process of its own -> its exit code, -N if signal N ended it. See `child` for the limits."""
-    os.environ["PYTHONPATH"] = str(
-        ROOT
-    )  # where the fork server finds what it loads once for all children
+    """A script in its own process -> exit code, -N if signal N ended it. limits: see `child`."""
+    # Where the fork server finds what it loads once for all children.
+    os.environ["PYTHONPATH"] = str(ROOT)
     process = context.Process(target=child, args=(name, arguments, kill), kwargs=limits)
     process.start()
     process.join(240)
@@ -50,7 +49,8 @@ def child(
 ) -> None:
     """In the child: run the script, and send the signal when the moment comes.
 
-    largest_file: bytes beyond which writing a file fails, as it does on a full disk. output: a file for what it says.
+    largest_file: bytes beyond which writing a file fails, as it does on a full disk.
+    output: a file for what it says.
     """
     from conftest import run_script
 

@@ -1,0 +1,165 @@
+"""Whole SegFormers from Hugging Face: the functions of transformers, or one sentence why not."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from references import NAMES, reference_config, refused, shuffled
+from safetensors.torch import load_file
+from torch import nn
+from transformers import SegformerForSemanticSegmentation
+
+from segmentation.models.mix_transformer import VARIANTS
+from segmentation.models.segformer import SegFormer
+from segmentation.pretrained.names import DECODER_LAYERS, layer_names, recognise, translate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A SegFormer-B0 as save_pretrained leaves it: config.json and model.safetensors."""
+    path = tmp_path_factory.mktemp("segformer-b0")
+    shuffled(SegformerForSemanticSegmentation(reference_config("b0"))).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(folder) -> nn.Module:
+    return SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+
+
+def normalised(image: torch.Tensor, model: SegFormer) -> torch.Tensor:
+    return model.normalise(image).contiguous()
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def compare_logits(reference: nn.Module, model: SegFormer, size: tuple[int, int]) -> float:
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = reference(normalised(image, model)).logits
+        return relative_error(model(image), F.interpolate(logits, size=size, mode="bilinear"))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
+)
+def test_logits_are_those_of_transformers(variant, tmp_path):
+    reference = shuffled(SegformerForSemanticSegmentation(reference_config(variant)))
+    reference.save_pretrained(tmp_path)
+    model = SegFormer.from_huggingface(tmp_path)
+    assert model.classes == NAMES
+    assert not model.training
+    for size in ((64, 96), (75, 101)):
+        assert compare_logits(reference, model, size) < 1e-4
+
+
+def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(folder):
+    """1e-5 for 1e-6 in a block's norm changes the sixth digit: float32 would not show it."""
+    reference = SegformerForSemanticSegmentation.from_pretrained(folder).double().eval()
+    model = SegFormer.from_huggingface(folder).double()
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(1, 3, 75, 101, dtype=torch.float64, generator=generator)
+    ours = model(image)
+    theirs = F.interpolate(
+        reference(normalised(image, model)).logits, size=(75, 101), mode="bilinear"
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    # renaming and stacking are linear, so gradients are translated as weights are
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    state = {**reference.state_dict(), **gradients}
+    _, names, column = recognise(state, folder)
+    names = {f"encoder.{ours}": there for ours, there in names.items()}
+    for i in range(4):
+        names |= layer_names(DECODER_LAYERS, column, i=i)
+    expected = translate(state, model, names, folder)
+    expected["decoder.fuse.weight"] = torch.cat(
+        expected["decoder.fuse.weight"].chunk(4, dim=1)[::-1], dim=1
+    )
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(
+            p.grad, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_every_form_of_the_same_file_gives_the_same_model(folder, reference, tmp_path):
+    published = load_file(folder / "model.safetensors")
+    for name, state in {"published": published, "modules": reference.state_dict()}.items():
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "config.json").write_text((folder / "config.json").read_text())
+    expected = SegFormer.from_huggingface(folder).state_dict()
+    for source in (
+        folder / "model.safetensors",
+        tmp_path / "published",
+        tmp_path / "published" / "pytorch_model.bin",
+        tmp_path / "modules",
+    ):
+        model = SegFormer.from_huggingface(str(source))
+        assert model.classes == NAMES
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected[name]), (source, name)
+
+
+def test_a_file_alone_tells_its_variant_and_numbers_its_classes(folder, tmp_path):
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "weights.bin")
+    model = SegFormer.from_huggingface(tmp_path / "weights.bin")
+    assert model.encoder.channels == VARIANTS["b0"][0]
+    assert model.classes == ["0", "1", "2", "3", "4"]
+
+
+def test_half_precision_files_load_as_float32(folder, tmp_path):
+    torch.save(
+        {k: v.half() for k, v in load_file(folder / "model.safetensors").items()},
+        tmp_path / "half.bin",
+    )
+    assert {p.dtype for p in SegFormer.from_huggingface(tmp_path / "half.bin").parameters()} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": [1, 2, 4, 8]}, "num_attention_heads"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, the weights have 5"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(folder, tmp_path, change, message):
+    config = json.loads((folder / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with refused(str(tmp_path / "config.json"), message):
+        SegFormer.from_huggingface(tmp_path)
+
+
+def test_a_broken_config_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with refused(str(tmp_path / "config.json"), "not JSON"):
+        SegFormer.from_huggingface(tmp_path)
+
+
+def test_folders_without_weights_are_refused(tmp_path):
+    with refused(str(tmp_path), "pytorch_model.bin nor model.safetensors"):
+        SegFormer.from_huggingface(tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    with refused("shards", "one file"):
+        SegFormer.from_huggingface(tmp_path)
+    with refused("nowhere", "does not exist"):
+        SegFormer.from_huggingface(tmp_path / "nowhere")
+
+
+def test_safetensors_is_optional_and_asked_for(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with refused("model.safetensors", "pip install safetensors"):
+        SegFormer.from_huggingface(folder)
