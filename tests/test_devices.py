@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -51,8 +52,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tiny_folder: Path) -> SegmentationDataset:
     data = open_dataset(str(tiny_folder))
-    data.splits = {split: names[:2] for split, names in data.splits.items()}
-    return data
+    return replace(data, splits={split: names[:2] for split, names in data.splits.items()})
 
 
 def batch_of(images: int) -> dict[str, Tensor]:
@@ -63,9 +63,17 @@ def batch_of(images: int) -> dict[str, Tensor]:
     return {"image": image, "mask": mask, "key": torch.arange(images)}
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-@pytest.mark.parametrize("recipe", ["deck", "fast"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "recipe", "kind"),
+    [
+        ("segformer", "deck", "cuda"),
+        ("segformer", "fast", "cuda"),
+        ("unet", "deck", "cuda"),
+        ("unet", "fast", "cuda"),
+        ("segformer", "fast", "mps"),
+        ("unet", "deck", "mps"),
+    ],
+)
 def test_a_training_is_on_the_device(tiny_folder, tmp_path, smallest_b0, model, recipe, kind):
     """train.py itself: steps, validation, saves."""
     flags = ("--data", tiny_folder, "--model", model, "--recipe", recipe, "--workers", 0)
@@ -150,8 +158,7 @@ def test_a_step_over_ranks(model, operators, recipe):
     assert seen.operators <= operators, seen.launched.most_common()
 
 
-@pytest.mark.parametrize("recipe", ["deck", "fast"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "recipe"), [("segformer", "fast"), ("unet", "deck")])
 def test_ranks_with_the_same_images_have_the_gradient_of_one(float64, smallest_b0, model, recipe):
     """By DDP on the device, CUDA's BatchNorm and all."""
     torch.manual_seed(0)
