@@ -31,9 +31,9 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 MLP_RATIO = 4
 
-# The published encoders were trained with eps 1e-6 in the norms of blocks and stages, and 1e-5 after
-# patch merging and sequence reduction. transformers evaluates the same files with 1e-5 everywhere,
-# and so does what `SegFormer.from_huggingface` returns.
+# The published encoders were trained with eps 1e-6 in the norms of blocks and stages, with 1e-5
+# after patch merging and sequence reduction. transformers evaluates the same files with 1e-5
+# everywhere, and so does what `SegFormer.from_huggingface` returns.
 BLOCK_NORM_EPS = 1e-6
 
 
