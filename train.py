@@ -243,7 +243,8 @@ def start_model(
         model = restore_model(saved, f"{args.out}/last.pt")
         return model, saved["config"], saved["encoder_weights"]
     if args.init:
-        return start_from(args.init, args.model, data)
+        held_out = set() if args.data == "scenes" else {*data.splits["val"], *data.splits["test"]}
+        return start_from(args.init, args.model, data.classes, held_out, data.root)
     names = ("variant", "decoder", "drop_path", "dropout")
     segformer = {name: getattr(args, name) for name in names}
     return start_fresh(args.model, len(data.classes), segformer, args.encoder_weights)

@@ -35,24 +35,28 @@ FORMAT = 2
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint atomically. OSError if it cannot be written; the file that was there then stays."""
+    """Write a checkpoint atomically.
+
+    OSError if it cannot be written; the file that was there then stays.
+    """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The plain dict of a checkpoint, on the CPU. BadInput for a file that is missing, damaged, foreign or hostile."""
+    """The plain dict of a checkpoint, on the CPU.
+
+    BadInput for a file that is missing, damaged, foreign or hostile.
+    """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
             raise BadInput(
                 f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt"
             )
-        with (
-            warnings.catch_warnings()
-        ):  # on strange pickles; what they come to is said below, in one line
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on strange pickles, which are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except BadInput:
         raise
@@ -68,17 +72,16 @@ def read_checkpoint(path: str | Path) -> dict:
         raise BadInput(
             f"{path} is damaged or not a checkpoint ({type(error).__name__}): give another one"
         ) from error
-    if (
-        not isinstance(checkpoint, dict)
-        or not {"format", "model", "config", "classes"} <= checkpoint.keys()
-    ):
+    known = {"format", "model", "config", "classes"}
+    if not isinstance(checkpoint, dict) or not known <= checkpoint.keys():
         raise BadInput(
-            f"{path} holds no checkpoint of this project: give one that train.py or ensemble.py wrote"
+            f"{path} holds no checkpoint of this project: "
+            "give one that train.py or ensemble.py wrote"
         )
     if checkpoint["format"] == 1:
         upgrade(checkpoint)
-    if checkpoint["format"] != FORMAT:
-        version = checkpoint["format"]
+    version = checkpoint["format"]
+    if version != FORMAT:
         raise BadInput(
             f"{path} has format {version}, this version reads 1 to {FORMAT}: update the project"
         )
@@ -86,7 +89,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def upgrade(checkpoint: dict) -> None:
-    """From format 1, which had alpha and beta among args and history and seconds twice in last.pt."""
+    """From format 1: alpha and beta stood among args, history and seconds twice in last.pt."""
     checkpoint["format"] = 2
     args = checkpoint.get("args", {})
     checkpoint["loss"] = {"alpha": args.get("alpha", 0.3), "beta": args.get("beta", 0.7)}
@@ -104,7 +107,7 @@ def upgrade(checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
-    """A checkpoint's model, in eval mode on the CPU, and all the rest it says (a dict without the weights)."""
+    """A checkpoint's model, in eval mode on the CPU, and its dict without the weights."""
     meta = read_checkpoint(path)
     model = restore_model(meta, path)
     del meta["model"]
@@ -112,7 +115,10 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
 
 
 def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
-    """The model of what `read_checkpoint` gave, with its weights. BadInput, naming the path, if they do not fit."""
+    """The model of what `read_checkpoint` gave, with its weights.
+
+    BadInput, naming the path, if they do not fit.
+    """
     try:
         model = build_model(checkpoint["config"])
         model.load_state_dict(checkpoint["model"])

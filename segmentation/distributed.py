@@ -1,4 +1,4 @@
-"""One process or many: set-up from torchrun's environment, sums over ranks, how ranks fail together.
+"""One process or many: set-up from torchrun's environment, collectives, how ranks fail together.
 
 Every function works without a process group, as one rank of one.
 """
@@ -74,10 +74,10 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def leave() -> None:
-    """At a good end: leave the group, once gloo's threads are done with the last tensors.
+    """At a good end: leave the group, once gloo's threads have freed the last tensors.
 
-    They drop them with the interpreter's lock, and a thread that asks for it later aborts the
-    process. Sleeping gives it to them.
+    They need the GIL for it. If the interpreter is already exiting they abort the process, so this
+    rank sleeps until they are done.
     """
     time.sleep(0.2)
     dist.destroy_process_group()
@@ -86,8 +86,7 @@ def leave() -> None:
 def end_at_once(report: Callable[..., Any], *error: Any) -> None:
     """After an uncaught error: report it and end, without leaving the group.
 
-    To leave it is a call of all ranks with NCCL, and the others sit in another one. torchrun ends
-    them.
+    With NCCL, leaving is a collective, and the other ranks wait in another one. torchrun ends them.
     """
     report(*error)
     sys.stdout.flush()
@@ -137,7 +136,7 @@ def world_size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this rank is one of one: what it sums, it sums by itself."""
+    """Inside this context collectives act as if the world size were 1."""
     global _alone
     before, _alone = _alone, True
     try:

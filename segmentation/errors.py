@@ -11,7 +11,7 @@ class BadInput(ValueError):
 
 @contextmanager
 def writing(flag: str, path: str | Path) -> Iterator[None]:
-    """What cannot be written within becomes a BadInput that names the flag, the path, the reason."""
+    """A write that fails inside this context becomes a BadInput with the flag, path and reason."""
     try:
         yield
     except BadInput:

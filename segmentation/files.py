@@ -28,7 +28,7 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
-    """Rows as comma separated values, floats in full precision; atomically, as `write_atomically`."""
+    """Write rows as comma separated values, atomically, floats in full precision."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomically(path, text.getvalue().encode())

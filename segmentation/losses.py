@@ -1,13 +1,16 @@
 """The Tversky loss, exact over ranks.
 
-Salehi, Erdogmus, Gholipour, "Tversky loss function for image segmentation using 3D fully convolutional deep networks",
-2017, arXiv:1706.05721, equation 3, over all pixels of the global batch and as a mean over the classes present in it.
-With p the softmax and y the target, per class k and over the pixels that are not ignored,
+Salehi, Erdogmus, Gholipour, "Tversky loss function for image segmentation using 3D fully
+convolutional deep networks", 2017, arXiv:1706.05721, equation 3, over all pixels of the global
+batch and as a mean over the classes present in it. With p the softmax and y the target, per class
+k and over the pixels that are not ignored,
 
-    TP = sum p[y = k]        FP = sum p[y != k] = P - TP        FN = sum (1 - p)[y = k] = T - TP
-    TI = (TP + e) / (TP + alpha FP + beta FN + e)               loss = 1 - mean of TI over the classes with T > 0
+    TP = sum p[y = k]      FP = sum p[y != k] = P - TP      FN = sum (1 - p)[y = k] = T - TP
+    TI = (TP + e) / (TP + alpha FP + beta FN + e)
+    loss = 1 - mean of TI over the classes with T > 0
 
-so three sums a class are enough: TP, P = sum p and T = the number of pixels of the class. No one-hot tensor is made.
+so three sums a class are enough: TP, P = sum p, and T = the number of pixels of the class. No
+one-hot tensor is made.
 """
 
 import torch
@@ -20,36 +23,33 @@ EPSILON = 1e-7
 
 
 def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """TP, P, T (3 x K, float64 but on mps) of N x K x H x W probabilities, 0 where not valid; others N x 1 x H x W."""
+    """TP, P, T of a batch: 3 x K, float64 (float32 on mps, which has no float64).
+
+    probability: N x K x H x W, 0 where not valid. label, valid: N x 1 x H x W.
+    """
     wide = torch.float32 if probability.device.type == "mps" else torch.float64
     N, K, H, _ = probability.shape
-    rows = probability.new_zeros(
-        N, H, K
-    )  # sums a row of pixels: rows in parallel, and no long float32 sum
+    # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
+    rows = probability.new_zeros(N, H, K)
     tp = rows.scatter_add(2, label[:, 0], probability.gather(1, label)[:, 0])
-    t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows.dtype))
-    return torch.stack(
-        (
-            tp.sum((0, 1), dtype=wide),
-            probability.sum((2, 3)).to(wide).sum(0),
-            t.sum((0, 1), dtype=wide),
-        )
-    )
+    p = probability.sum((2, 3))
+    t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows))
+    sums = tp.sum((0, 1), dtype=wide), p.sum(0, dtype=wide), t.sum((0, 1), dtype=wide)
+    return torch.stack(sums)
 
 
 class TverskySums(torch.autograd.Function):
-    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T: 3 x K, as `tversky_sums`.
+    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T as `tversky_sums`.
 
-    Written by hand: autograd would keep, and walk through, half a dozen tensors of the logits' size; this keeps one.
+    Written by hand: autograd would keep half a dozen tensors of the logits' size, this keeps one.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         valid = (target != ignore_index)[:, None]  # N x 1 x H x W
         label = torch.where(valid, target[:, None], 0)
-        probability = logits.softmax(
-            1, dtype=torch.promote_types(logits.dtype, torch.float32)
-        ).mul_(valid)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        probability = logits.softmax(1, dtype=wide).mul_(valid)
         ctx.save_for_backward(probability, label)
         ctx.logits_dtype = logits.dtype
         return tversky_sums(probability, label, valid)
@@ -58,7 +58,7 @@ class TverskySums(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         """With g = dP + [k = y] dTP, the softmax gives dlogit_k = p_k (g_k - sum_j p_j g_j)."""
         probability, label = ctx.saved_tensors
-        d_tp, d_p = gradient[:2].to(probability.dtype)
+        d_tp, d_p, _ = gradient.to(probability.dtype)
         true = probability.gather(1, label) * d_tp[label]  # N x 1 x H x W: p_y dTP_y
         mean = (d_p @ probability.flatten(2)).view_as(true) + true
         d_logits = (d_p.view(1, -1, 1, 1) - mean).mul_(probability).scatter_add_(1, label, true)
@@ -66,7 +66,10 @@ class TverskySums(torch.autograd.Function):
 
 
 def tversky_loss(sums: Tensor, alpha: float, beta: float) -> Tensor:
-    """TP, P, T (3 x K) of a batch, or of a whole split -> the loss, a scalar in [0, 1]; 0 where no pixel counts."""
+    """TP, P, T (3 x K) of a batch or a whole split -> the loss, a scalar in [0, 1].
+
+    The loss is 0 where no pixel counts.
+    """
     tp, p, t = sums
     index = (tp + EPSILON) / (tp + alpha * (p - tp) + beta * (t - tp) + EPSILON)
     present = t > 0
@@ -76,10 +79,13 @@ def tversky_loss(sums: Tensor, alpha: float, beta: float) -> Tensor:
 class TverskyLoss(nn.Module):
     """Tversky loss of the global batch: alpha weighs false positives, beta false negatives.
 
-    alpha = beta = 0.5 is the Dice loss, alpha = beta = 1 the Jaccard loss. Classes absent from the target leave the
-    mean; a batch whose pixels are all ignored gives 0, with a graph and zero gradients. Computed in float32 at least,
-    whatever autocast says. With several ranks the sums are those of all ranks, and their backward sums over ranks too:
-    each rank's gradient is N times its part, so that DDP's mean over N ranks is the gradient of the one global loss.
+    alpha = beta = 0.5 is the Dice loss, alpha = beta = 1 the Jaccard loss. Classes absent from the
+    target leave the mean. A batch whose pixels are all ignored gives 0, with a graph and zero
+    gradients. Computed in float32 at least, whatever autocast says.
+
+    With several ranks the sums are those of all ranks, and their backward sums over ranks too. So
+    each of N ranks has N times its part of the gradient, and DDP's mean over ranks is the gradient
+    of the one global loss.
     """
 
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255):
@@ -89,16 +95,16 @@ class TverskyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         sums = all_reduce_sum(TverskySums.apply(logits, target, self.ignore_index))
-        return tversky_loss(sums, self.alpha, self.beta).to(
-            torch.promote_types(logits.dtype, torch.float32)
-        )
+        loss = tversky_loss(sums, self.alpha, self.beta)
+        return loss.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class TverskyCrossEntropy(TverskyLoss):
-    """Tversky loss plus cross entropy, a mean over all labelled pixels of the global batch; exact over ranks too.
+    """Tversky loss plus cross entropy, its mean over all labelled pixels of the global batch.
 
-    Cross entropy has a gradient wherever a pixel is wrong, the Tversky loss weighs classes as the metric does.
-    class_weights: K numbers, of a pixel by its true class, in cross entropy's mean; None weighs all pixels alike.
+    Cross entropy has a gradient wherever a pixel is wrong; the Tversky loss weighs classes as the
+    metric does. class_weights: K numbers, a pixel's weight in cross entropy's mean by its true
+    class; None weighs all pixels alike.
     """
 
     class_weights: Tensor | None
@@ -117,15 +123,11 @@ class TverskyCrossEntropy(TverskyLoss):
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
         tversky = super().forward(logits, target)
         logits = logits.to(tversky.dtype)
-        weights = (
-            logits.new_ones(logits.shape[1])
-            if self.class_weights is None
-            else self.class_weights.to(logits)
-        )
-        total = F.cross_entropy(
-            logits, target, weights, ignore_index=self.ignore_index, reduction="sum"
-        )
-        valid = target != self.ignore_index
+        weights = self.class_weights
+        weights = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits)
+        ignored = self.ignore_index
+        total = F.cross_entropy(logits, target, weights, ignore_index=ignored, reduction="sum")
+        valid = target != ignored
         count = (weights[torch.where(valid, target, 0)] * valid).sum()
         total, count = all_reduce_sum(torch.stack((total, count)))
         return tversky + total / torch.where(count > 0, count, 1)

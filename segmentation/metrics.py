@@ -1,8 +1,9 @@
 """Scores of a prediction, all of them from one integer confusion matrix.
 
-mIoU and mPA (mean pixel accuracy) are defined by Long, Shelhamer, Darrell, "Fully convolutional networks for semantic
-segmentation", 2015, arXiv:1411.4038, section 5; here classes without pixels leave the mean. Rows are the target,
-columns the prediction. Only the target decides what is ignored.
+Rows are the target, columns the prediction; only the target decides what is ignored. mIoU and mPA
+(mean pixel accuracy) are defined by Long, Shelhamer, Darrell, "Fully convolutional networks for
+semantic segmentation", 2015, arXiv:1411.4038, section 5. Here classes without pixels leave the
+mean.
 """
 
 import torch
@@ -16,37 +17,36 @@ IGNORED = 255  # the label of pixels that count nowhere
 def confusion_matrix(
     prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = IGNORED
 ) -> Tensor:
-    """prediction, target: int64 of one shape, any -> int64 K x K, counts of (target, prediction) pairs.
+    """prediction, target: int64 of one shape, any -> int64 K x K, counts of (target, prediction).
 
     ValueError for a label that is neither a class nor ignored.
     """
     if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
-        )
+        shapes = f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} differ in shape")
     K = num_classes
-    prediction, target = prediction.flatten(), target.flatten()
-    valid = target != ignore_index
     if target.numel() == 0:
         return torch.zeros(K, K, dtype=torch.int64, device=target.device)
-    extremes = torch.stack((*prediction.aminmax(), *torch.where(valid, target, 0).aminmax()))
-    lowest, highest, *of_target = extremes.tolist()  # a GPU is waited for once
-    for name, low, high in (("prediction", lowest, highest), ("target", *of_target)):
+    valid = target != ignore_index
+    labels = torch.where(valid, target, 0)
+    # One transfer for all four numbers: a GPU is waited for once.
+    extremes = torch.stack((*prediction.aminmax(), *labels.aminmax())).view(2, 2).tolist()
+    for name, (low, high) in zip(("prediction", "target"), extremes, strict=True):
         if low < 0 or high >= K:
             raise ValueError(f"{name} holds labels {low}..{high}, the {K} classes are 0..{K - 1}")
     pairs = torch.where(valid, target * K + prediction, K * K)  # the last bin takes what is ignored
-    return torch.bincount(pairs, minlength=K * K + 1)[:-1].view(K, K)
+    return torch.bincount(pairs.flatten(), minlength=K * K + 1)[:-1].view(K, K)
 
 
 class ConfusionMatrix:
-    """Accumulates K x K counts (rows target, columns prediction) and derives every score from them."""
+    """Accumulates K x K counts (rows target, columns prediction) and derives every score."""
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORED):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """prediction, target: int64, N x H x W; predictions where the target is ignored count nowhere."""
+        """prediction, target: int64, N x H x W. Pixels whose target is ignored count nowhere."""
         counts = confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
         self.matrix = self.matrix.to(counts.device) + counts
 
@@ -55,39 +55,44 @@ class ConfusionMatrix:
         self.matrix = all_reduce_sum(self.matrix)
 
     def scores(self, classes: list[str] | None = None) -> dict:
-        """miou, mpa, pixel_accuracy in [0, 1] (None where no pixel counts); iou, accuracy by class (None if absent)."""
+        """miou, mpa, pixel_accuracy in [0, 1], None where no pixel counts.
+
+        iou, accuracy: by class, None for an absent one.
+        """
         iou, accuracy = class_scores(self.matrix)
         names = classes or [str(k) for k in range(self.num_classes)]
-        total = self.matrix.sum()
+        right = self.matrix.diagonal().sum().double()
         return {
             "miou": _number(iou.nanmean()),
             "mpa": _number(accuracy.nanmean()),
-            "pixel_accuracy": _number(self.matrix.diagonal().sum().double() / total),
-            "iou": {name: _number(v) for name, v in zip(names, iou, strict=True)},
-            "accuracy": {name: _number(v) for name, v in zip(names, accuracy, strict=True)},
+            "pixel_accuracy": _number(right / self.matrix.sum()),
+            "iou": dict(zip(names, map(_number, iou), strict=True)),
+            "accuracy": dict(zip(names, map(_number, accuracy), strict=True)),
         }
 
 
 def class_scores(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """... x K x K counts -> IoU and accuracy, ... x K float64 each; NaN where the union, or the target, is empty."""
+    """... x K x K counts -> IoU and accuracy, ... x K float64 each.
+
+    NaN where the union, or the target, is empty.
+    """
     matrix = matrix.double()
     tp, target, predicted = matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-1), matrix.sum(-2)
     return tp / (target + predicted - tp), tp / target
 
 
 def image_scores(matrices: Tensor) -> dict:
-    """One confusion matrix an image, N x K x K -> per-image scores: a mean over images a class, then over classes.
+    """N confusion matrices of one image each, N x K x K -> scores of images.
 
-    image_miou and image_mpa in [0, 1], and `images`: a list of each image's own {miou, mpa}. None where nothing counts.
+    image_miou, image_mpa: in [0, 1], for each class a mean over images, then over classes.
+    images: each image's own {miou, mpa}. None where nothing counts.
     """
     iou, accuracy = class_scores(matrices)
+    images = zip(map(_number, iou.nanmean(-1)), map(_number, accuracy.nanmean(-1)), strict=True)
     return {
         "image_miou": _number(iou.nanmean(0).nanmean()),
         "image_mpa": _number(accuracy.nanmean(0).nanmean()),
-        "images": [
-            {"miou": _number(i), "mpa": _number(a)}
-            for i, a in zip(iou.nanmean(-1), accuracy.nanmean(-1), strict=True)
-        ],
+        "images": [{"miou": miou, "mpa": mpa} for miou, mpa in images],
     }
 
 

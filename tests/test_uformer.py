@@ -44,14 +44,6 @@ def test_the_output_is_the_logarithm_of_the_weighted_mean(weights, expected):
     assert torch.allclose(output.softmax(1), output.exp(), atol=1e-6)
 
 
-def test_weights_may_stand_last_without_their_name():
-    members = Fixed(0.6, 0.4), Fixed(0.1, 0.9)
-    assert torch.equal(
-        UFormer(*members, (0.3, 0.7))(IMAGE), UFormer(*members, weights=(0.3, 0.7))(IMAGE)
-    )
-    assert UFormer(*members, (0.3, 0.7)).weights.flatten().tolist() == pytest.approx([0.3, 0.7])
-
-
 @pytest.mark.parametrize(
     ("members", "weights"),
     [

@@ -1,4 +1,4 @@
-"""Class probabilities of images of any size: at once, or by tiles and in strips of bounded memory."""
+"""Class probabilities of images of any size: whole, or by tiles in strips of bounded memory."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..models.layers import SMALLEST_SIDE
 
-SMALLEST_SIDE = 32  # of an image that every model accepts
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side
 LARGEST_WHOLE, LARGE_TILE = 2**22, 1024  # pixels of an image, and the side of its tiles beyond that
 STRIP_VALUES = 2**22  # numbers in one strip: bounds its memory whatever the image's width
@@ -71,7 +71,7 @@ def predict(
     def read(rows: slice, columns: slice) -> Tensor:
         return image[:, :, rows, columns].to(how.device)
 
-    rows, columns = _tiles(image.shape[2], tile), _tiles(image.shape[3], tile)
+    rows, columns = (_tiles(side, tile) for side in image.shape[2:])
     bands = _bands(model, read, rows, columns, how)
     return torch.cat([band.to(how.device) for _, band in bands], dim=2)
 
@@ -102,13 +102,13 @@ def predict_strips(
     how = how or Prediction()
     device = how.device or device_of(model)
     size = image.shape[:2]
-    tile = how.tile_for(*size)
+    rows, columns = (_tiles(side, how.tile_for(*size)) for side in size)
 
     def read(rows: slice, columns: slice) -> Tensor:
         window = np.array(image[rows, columns])  # a copy, because memory maps may be read-only
         return torch.from_numpy(window).to(device).permute(2, 0, 1)[None].float() / 255
 
-    bands = _bands(model, read, _tiles(size[0], tile), _tiles(size[1], tile), how)
+    bands = _bands(model, read, rows, columns, how)
     return _resize(bands, size, output_size or size, device)
 
 
@@ -129,17 +129,19 @@ def predict_labels(
 
 
 def _tiles(size: int, tile: int | None) -> Tiles:
-    """Tiles along one axis, with weights that are positive and sum to 1 at every position; so do products of two axes.
+    """Tiles along one axis, with positive weights that sum to 1 at every position.
 
-    The weights are a raised cosine, because the network has no context beyond a tile's border: there the middle of the
-    next tile should decide. The last tile is shifted to end where the image does.
+    So do the products of the weights of two axes. The weights are a raised cosine, because the
+    network has no context beyond a tile's border: there the middle of the next tile should decide.
+    The last tile is shifted to end where the image does. BadInput for tiles below SMALLEST_SIDE.
     """
     if tile is not None and tile < SMALLEST_SIDE:
         raise BadInput(
-            f"tile {tile} is too small: models take {SMALLEST_SIDE} pixels or more, 512 is a good choice"
+            f"tile {tile} is too small: models take {SMALLEST_SIDE} pixels or more, "
+            "512 is a good choice"
         )
     tile = min(tile or size, size)
-    starts = [*range(0, size - tile, max(1, math.floor(tile * (1 - OVERLAP)))), size - tile]
+    starts = [*range(0, size - tile, math.floor(tile * (1 - OVERLAP)) or 1), size - tile]
     taper = torch.sin(math.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile) ** 2
     total = torch.zeros(size, dtype=torch.float64)
     for start in starts:
@@ -154,12 +156,15 @@ def _bands(
     columns: Tiles,
     how: Prediction,
 ) -> Strips:
-    """Averaged probabilities of what `read` returns, a row of tiles at a time: (top, N x K x h x W)."""
+    """Averaged probabilities, a row of tiles at a time: (top, N x K x h x W).
+
+    read: rows and columns -> N x 3 x h x w of the image.
+    """
     if len(rows) == len(columns) == 1:
         yield 0, _probabilities(model, read(slice(None), slice(None)), how)
         return
-    ends = [top for top, _ in rows[1:]] + [rows[-1][0] + len(rows[-1][1])]
-    width = columns[-1][0] + len(columns[-1][1])
+    height, width = (start + len(weights) for start, weights in (rows[-1], columns[-1]))
+    ends = [*(top for top, _ in rows[1:]), height]
     band = torch.zeros(0)  # until the first tile tells the number of classes
     for (top, row_weights), end in zip(rows, ends, strict=True):
         for left, column_weights in columns:
@@ -179,18 +184,17 @@ def _bands(
 
 @torch.no_grad()  # not inference_mode: fully sharded models could not be trained on after it
 def _probabilities(model: nn.Module, image: Tensor, how: Prediction) -> Tensor:
-    """N x 3 x H x W -> N x K x H x W, averaged over views; small images repeat their last pixels."""
+    """N x 3 x H x W -> N x K x H x W, a mean over views. Small images repeat their last pixels."""
     height, width = image.shape[2:]
     padding = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
     if any(padding):
         image = F.pad(image, padding, mode="replicate")
     views = VIEWS[how.flips]
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=how.amp)
-    total: Tensor | float = 0
+    total = image.new_zeros(())
     with _evaluating(model), autocast:
         for axes in views:
             total = total + model(image.flip(axes)).float().softmax(dim=1).flip(axes)
-    assert isinstance(total, Tensor)
     return total[:, :, :height, :width] / len(views)
 
 
@@ -216,15 +220,13 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
     position = ((torch.arange(output[0]) + 0.5) * scale - 0.5).clamp(0, size[0] - 1)
     upper, lower = position.floor().long(), position.ceil().long()
     fraction = (position - upper)[:, None]
-    held: Tensor | None = (
-        None  # the rows of the map, from `first` on, that rows from `start` on need
-    )
+    # Held are the rows of the map, from `first` on, that rows of the output from `start` on need.
+    held: Tensor | None = None
     first = start = 0
     for top, band in bands:
         held = band if held is None else torch.cat([held, band], dim=2)
-        ready = int(
-            torch.searchsorted(lower, top + band.shape[2])
-        )  # rows with both neighbours held
+        bottom = top + band.shape[2]
+        ready = int(torch.searchsorted(lower, bottom))  # rows with both neighbours held
         step = max(1, STRIP_VALUES // (band.shape[1] * output[1]))
         while start < ready:
             stop = min(start + step, ready)
@@ -241,7 +243,7 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
         if start < output[0]:
             following = int(upper[start])
             held = held[:, :, following - first :]
-            first = min(following, top + band.shape[2])
+            first = min(following, bottom)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -59,13 +59,12 @@ def score_split(
             print(f"\r\033[Kscoring {split} image {index + 1} of {len(names)}", end="", flush=True)
         if index < len(names):
             matrix, sums = score_image(model, data, names[index], how)
-            table[index] = torch.cat((matrix.flatten().double(), sums.flatten().double()))
+            table[index] = torch.cat((matrix.flatten(), sums.flatten()))
     if shown:
         print("\r\033[K", end="", flush=True)
     table = all_reduce_sum(table)
-    matrices = table[:, : K * K].long().view(-1, K, K)
-    sums = table[:, K * K :].view(-1, 3, K)
-    return scores_of(matrices, sums, names, data.classes, alpha, beta)
+    matrices, sums = table.view(-1, K + 3, K).split((K, 3), dim=1)
+    return scores_of(matrices.long(), sums, names, data.classes, alpha, beta)
 
 
 def scores_of(
@@ -76,13 +75,13 @@ def scores_of(
     alpha: float,
     beta: float,
 ) -> dict:
-    """Confusion matrices N x K x K and Tversky sums N x 3 x K of N images -> those of `score_split`."""
+    """Confusion matrices N x K x K and Tversky sums N x 3 x K -> the scores of `score_split`."""
     total = ConfusionMatrix(len(classes))
     total.matrix = matrices.sum(0)
     by_image = image_scores(matrices)
-    images = [
-        {"name": name, **scores} for name, scores in zip(names, by_image.pop("images"), strict=True)
-    ]
+    images = []
+    for name, scores in zip(names, by_image.pop("images"), strict=True):
+        images.append({"name": name, **scores})
     return {
         "loss": tversky_loss(sums.sum(0), alpha, beta).item(),
         **total.scores(classes),

@@ -57,12 +57,13 @@ class SideBySide(nn.Module):
 
 
 def candidate_weights(members: int) -> Tensor:
-    """C x M weights: equal ones, and an even grid of all mixtures of M members, each alone among them.
+    """C x M weights: equal ones, and an even grid of all averages of M members.
 
-    Those nearest to equal weights come first, and so win ties.
+    Each member alone is among them. Those nearest to equal weights come first, and so win ties.
     """
-    allowed = [n for n in range(1, 21) if n == 1 or comb(n + members - 1, n) <= CANDIDATES]
-    steps = max(allowed)
+    steps = 1
+    while steps < 20 and comb(steps + members, steps + 1) <= CANDIDATES:
+        steps += 1
     chosen = torch.tensor(list(combinations_with_replacement(range(members), steps)))  # C x steps
     grid = nn.functional.one_hot(chosen, members).sum(1).float() / steps
     if steps % members:
@@ -91,9 +92,12 @@ def fit_weights(
     candidates = candidate_weights(len(members)).to(device_of(model))
 
     def measure(trials: list[Tensor] | None) -> Tensor:
-        """mIoU of each fold's candidates: F x C; with trials, of each change of one class: F x K x C."""
-        shape = (len(candidates),) if trials is None else (K, len(candidates))
-        matrices = torch.zeros(len(folds), *shape, K, K, dtype=torch.int64)
+        """mIoU of each fold's candidates, F x C.
+
+        With trials, a fold's M x K each, of each change of one class: F x K x C.
+        """
+        shape = [len(candidates), K, K] if trials is None else [K, len(candidates), K, K]
+        matrices = torch.zeros(len(folds), *shape, dtype=torch.int64)
         names = sorted(set().union(*folds))
         for name in names[rank() :: world_size()]:
             inside = [index for index, fold in enumerate(folds) if name in fold]
@@ -102,31 +106,28 @@ def fit_weights(
                     matrices[inside] += matrices_of_averages(probability, label, candidates).cpu()
                     continue
                 for index in inside:
-                    trial = trials[index]
-                    found = matrices_of_class_changes(probability, label, candidates, trial)
-                    matrices[index] += found.cpu()
+                    strip = probability, label, candidates, trials[index]
+                    matrices[index] += matrices_of_class_changes(*strip).cpu()
         return class_scores(all_reduce_sum(matrices))[0].nanmean(-1).nan_to_num(0)
 
     single = measure(None)
     alone = [int((candidates[:, m] == 1).nonzero()) for m in range(len(members))]
     fits = []
     for row in single:
-        weights = candidates[int(row.argmax())][:, None]
+        weights = candidates[row.argmax()][:, None]
         fits.append(Fit(weights, row.max().item(), row[alone].tolist()))
     if per_class:
-        fits = [Fit(fit.weights.repeat(1, K), fit.miou, fit.members) for fit in fits]
+        fits = [fit._replace(weights=fit.weights.repeat(1, K)) for fit in fits]
         trials = [fit.weights for fit in fits]
         for _ in range(PASSES):
             before = trials
-            found = [
-                next_trial(fit, trial, scores, candidates)
-                for fit, trial, scores in zip(fits, trials, measure(trials), strict=True)
-            ]
+            known = zip(fits, trials, measure(trials), strict=True)
+            found = [next_trial(*each, candidates) for each in known]
             fits = [fit for fit, _ in found]
             trials = [trial for _, trial in found]
             if all(map(torch.equal, before, trials)):
                 break
-    return [Fit(fit.weights.cpu(), fit.miou, fit.members) for fit in fits]
+    return [fit._replace(weights=fit.weights.cpu()) for fit in fits]
 
 
 def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Fit, Tensor]:
@@ -142,7 +143,7 @@ def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> 
     if value[k] > best.miou:
         weights = trial.clone()
         weights[:, k] = candidates[choice[k]]
-        best = Fit(weights, value[k].item(), best.members)
+        best = best._replace(weights=weights, miou=value[k].item())
     if lost:
         return best, best.weights
     gains = (value > own).to(trial.device)

@@ -11,18 +11,17 @@ MODELS = {"segformer": SegFormer, "unet": ResNet18UNet}
 
 
 def build_model(config: dict) -> nn.Module:
-    """{"model": "segformer" or "unet", **the constructor's arguments} -> the model, with random weights.
+    """A configuration -> the model, with random weights. BadInput for any other dict.
 
-    {"model": "uformer", "members": [config, ...], "weights": [...]} builds the members too. BadInput for anything else.
+    {"model": "segformer" or "unet", **the constructor's arguments}, or
+    {"model": "uformer", "members": [configuration, ...], "weights": [...]}.
     """
     arguments = dict(config)
-    name = arguments.pop("model", None)
     try:
+        name = arguments.pop("model")
         if name == "uformer":
-            return UFormer(
-                *(build_model(member) for member in arguments["members"]),
-                weights=arguments["weights"],
-            )
+            members = map(build_model, arguments["members"])
+            return UFormer(*members, weights=arguments["weights"])
         return MODELS[name](**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"no model can be built from {config}: {error}") from error

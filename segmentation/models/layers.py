@@ -1,4 +1,4 @@
-"""Layers that models share: input normalisation, linear maps on channels-last maps, keyed dropout, starts."""
+"""Layers that the models share: normalisation, linear maps, keyed dropout, initial weights."""
 
 import math
 
@@ -8,20 +8,32 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALLEST_SIDE = 32  # of an image that every model accepts, in pixels
+
+
+def check_size(image: Tensor) -> None:
+    """ValueError unless a batch of images, N x C x H x W, has H and W >= 32."""
+    H, W = image.shape[-2:]
+    if min(H, W) < SMALLEST_SIDE:
+        raise ValueError(f"images of {H}x{W} are too small: 32x32 at least")
 
 
 class Normalise(nn.Module):
-    """RGB in [0, 1] to the encoder's own units; not part of the state dict. More than three channels: 0.5 and 0.25."""
+    """RGB in [0, 1] -> ImageNet's mean 0 and deviation 1; not part of the state dict.
+
+    Other numbers of channels have mean 0.5 and deviation 0.25.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
-        mean = IMAGENET_MEAN if in_channels == 3 else (0.5,) * in_channels
-        std = IMAGENET_STD if in_channels == 3 else (0.25,) * in_channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        own = IMAGENET_MEAN, IMAGENET_STD
+        other = (0.5,) * in_channels, (0.25,) * in_channels
+        mean, std = torch.tensor(own if in_channels == 3 else other).view(2, 1, -1, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W -> the same, channels last in memory."""
@@ -45,15 +57,15 @@ def keyed_uniform(keys: Tensor, salt: int | Tensor, shape: tuple[int, ...]) -> T
     counter = torch.arange(math.prod(shape), device=keys.device)
     seeds = mix(keys + (salt * golden & (2**62 - 1)))
     bits = mix(seeds[..., None] + counter)
-    numbers = ((bits >> 40) & (2**24 - 1)).to(torch.float32).mul(2**-24)
+    numbers = ((bits >> 40) & (2**24 - 1)).float() * 2**-24
     return numbers.view(*seeds.shape, *shape)
 
 
 class Linear(nn.Linear):
-    """nn.Linear on N x H x W x C, on a CPU as the 1x1 convolution that it is in channels-last memory.
+    """nn.Linear on N x H x W x C. On a CPU, the same as a 1x1 convolution in channels-last memory.
 
-    oneDNN's convolutions use AVX-512 wherever it is, MKL's matrix products do so on Intel's processors only: elsewhere
-    the convolution and its two gradients take half the time.
+    oneDNN's convolutions use AVX-512 on every processor that has it, MKL's matrix products on
+    Intel's only. Elsewhere the convolution and its two gradients take half the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +96,7 @@ class KeyedDropout(nn.Module):
             return x
         if keys is None:
             keys = torch.randint(2**62, (len(x),), device=x.device)
-        numbers = keyed_uniform(keys, self.salt, tuple(x.shape[1:]))
+        numbers = keyed_uniform(keys, self.salt, x.shape[1:])
         return x * (numbers >= self.p) / (1 - self.p)
 
 
@@ -105,8 +117,8 @@ class DropPath(nn.Module):
 def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     """Make the first softmax nearly uniform.
 
-    The Tversky loss has no logarithm: where a random start is confident and wrong the softmax is flat, its gradient is
-    gone, and a class once lost stays lost. A start near 1/K everywhere leaves every class its gradient.
+    A confidently wrong softmax has no gradient under the Tversky loss, so the class never recovers.
+    A start near 1/K leaves every class its gradient.
     """
     nn.init.normal_(classifier.weight, std=0.01)
     if classifier.bias is not None:
@@ -114,15 +126,15 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """Start of training from random weights."""
-    if isinstance(module, nn.Linear):  # small enough for every residual branch to start near zero
+    """Random weights to start from, and biases of 0, for linear maps and convolutions."""
+    if isinstance(module, nn.Linear):
+        # Small enough for every residual branch to start near zero.
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(
-        module, nn.Conv2d
-    ):  # keeps the variance of what it passes on (He et al., 2015), per output
+    elif isinstance(module, nn.Conv2d):
+        # Keeps the variance of what it passes on (He et al., 2015), per output.
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,11 +1,13 @@
 """Mix Transformer (MiT), the hierarchical encoder of SegFormer.
 
-Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021,
-arXiv:2105.15203: section 3.1, the left half of figure 2, sizes of table 6 (with the published weights' MLP ratio 4).
+Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
+2021, arXiv:2105.15203: section 3.1, the left half of figure 2, sizes of table 6 (with the published
+weights' MLP ratio 4).
 
-What differs from the paper's text is the memory, not the mathematics. Every feature map is N x H x W x C, which is at
-once the token sequence N x (HW) x C of the attention and the channels-last image of the convolutions, so nothing is
-ever transposed; the sequence reduction is a matrix product over patches, as its strided convolution computes it.
+What differs from the paper's text is the memory, not the mathematics. Every feature map is
+N x H x W x C: at once the token sequence N x (HW) x C of the attention and the channels-last image
+of the convolutions, so nothing is ever transposed. The sequence reduction is a matrix product over
+patches, which is what its strided convolution computes.
 """
 
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import DropPath, Linear, initialise, keyed_uniform
+from .layers import DropPath, Linear, check_size, initialise, keyed_uniform
 
-# variant: (channels C_i, depths L_i); heads, reductions and the MLP ratio are the same in all six
+# variant: channels C_i, depths L_i. All six share heads, reductions and the MLP ratio.
 VARIANTS = {
     "b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
     "b1": ((64, 128, 320, 512), (2, 2, 2, 2)),
@@ -29,18 +31,18 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 MLP_RATIO = 4
 
-# The published encoders were trained with eps 1e-6 in the norms of blocks and stages and 1e-5 after patch merging and
-# sequence reduction. transformers evaluates the same files with 1e-5 everywhere, and so does what
-# `SegFormer.from_huggingface` returns.
+# The published encoders were trained with eps 1e-6 in the norms of blocks and stages, with 1e-5
+# after patch merging and sequence reduction. transformers evaluates the same files with 1e-5
+# everywhere, and so does what `SegFormer.from_huggingface` returns.
 BLOCK_NORM_EPS = 1e-6
 
 
 class OverlapPatchMerging(nn.Module):
-    """A strided convolution whose kernel is larger than its stride, then LayerNorm (section 3.1)."""
+    """A strided convolution whose patches overlap, then LayerNorm (section 3.1)."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int):
+    def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.merge = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
+        self.merge = nn.Conv2d(in_channels, channels, 2 * stride - 1, stride, padding=stride - 1)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +52,10 @@ class OverlapPatchMerging(nn.Module):
 
 
 class EfficientSelfAttention(nn.Module):
-    """Multi-head self-attention whose keys and values come from a sequence R^2 times shorter (equations 1 and 2)."""
+    """Multi-head self-attention (equation 1) whose keys and values are fewer (equation 2).
+
+    They come from a sequence R^2 times shorter.
+    """
 
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
@@ -63,7 +68,10 @@ class EfficientSelfAttention(nn.Module):
         self.project = Linear(channels, channels)
 
     def reduce_sequence(self, x: Tensor) -> Tensor:
-        """Equation 2: N x H x W x C -> N x (H // R) x (W // R) x C; what R does not divide is dropped."""
+        """Equation 2: N x H x W x C -> N x (H // R) x (W // R) x C.
+
+        The last rows and columns that R does not divide are dropped.
+        """
         N, H, W, C = x.shape
         R, h, w = self.reduction, H // self.reduction, W // self.reduction
         x = x[:, : h * R, : w * R].reshape(N, h, R, w, R, C)
@@ -84,7 +92,10 @@ class EfficientSelfAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Equation 1, N x heads x L x d each. On a CPU in float32 whatever autocast says: its fused kernel is faster so."""
+    """Equation 1, N x heads x L x d each.
+
+    On a CPU in float32, whatever autocast says: its fused kernel is faster so.
+    """
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
@@ -92,7 +103,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class MixFFN(nn.Module):
-    """Equation 3 without its residual: MLP, a 3x3 depthwise convolution that tells positions apart, GELU, MLP."""
+    """Equation 3 without its residual: MLP, 3x3 depthwise convolution, GELU, MLP.
+
+    The convolution's padding tells positions apart, so no position encoding is needed.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -168,15 +182,16 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, draws: Iterator[Draws]) -> Tensor:
         """N x H x W x C_in -> N x H/s x W/s x C_i. Takes the next draws, one a block."""
         x = self.merging(x)
-        for block, own in zip(self.blocks, draws, strict=False):
-            x = block(x, own)
+        for block in self.blocks:
+            x = block(x, next(draws))
         return self.norm(x)
 
 
 class MixTransformer(nn.Module):
-    """MiT-b0 to b5. `drop_path` is the last block's rate of stochastic depth, grown linearly from 0 (paper: 0.1)."""
+    """MiT-b0 to b5.
 
-    stages: nn.ModuleList
+    drop_path: the last block's rate of stochastic depth, grown linearly from 0 (paper: 0.1).
+    """
 
     def __init__(
         self,
@@ -187,33 +202,30 @@ class MixTransformer(nn.Module):
     ):
         super().__init__()
         if variant not in VARIANTS:
-            raise ValueError(
-                f"unknown MiT variant {variant!r}: choose one of {', '.join(VARIANTS)}"
-            )
+            known = ", ".join(VARIANTS)
+            raise ValueError(f"unknown MiT variant {variant!r}: choose one of {known}")
         self.variant, (self.channels, depths) = variant, VARIANTS[variant]
-        rates = [drop_path * n / (sum(depths) - 1) for n in range(sum(depths))]
-        stages, previous, block = [], in_channels, 0
-        for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
-            merging = OverlapPatchMerging(previous, channels, *((7, 4) if i == 0 else (3, 2)))
-            blocks = [
-                Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rates[n], place=n)
-                for n in range(block, block + depth)
-            ]
-            stages.append(Stage(merging, blocks, nn.LayerNorm(channels, norm_eps)))
-            previous, block = channels, block + depth
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.ModuleList()
+        last, place = sum(depths) - 1, 0
+        for i, channels in enumerate(self.channels):
+            merging = OverlapPatchMerging(in_channels, channels, stride=2 if i else 4)
+            blocks = []
+            for _ in range(depths[i]):
+                rate = drop_path * place / last
+                blocks.append(Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rate, place))
+                place += 1
+            self.stages.append(Stage(merging, blocks, nn.LayerNorm(channels, norm_eps)))
+            in_channels = channels
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> list[Tensor]:
-        """Normalised image N x C x H x W, H and W >= 32 -> [f1, f2, f3, f4], f_i N x C_i x H/s x W/s, s = 4, 8, 16, 32.
+        """Normalised image N x C x H x W, H and W >= 32 -> [f1, f2, f3, f4].
 
-        Sizes are rounded up. keys: N int64, the seeds of stochastic depth, one an image (None: torch's generator).
+        f_i is N x C_i x H/s x W/s, s = 4, 8, 16, 32, sizes rounded up. keys: N int64, each image's
+        seed of stochastic depth; None draws them from torch's generator.
         """
-        if min(image.shape[-2:]) < 32:
-            raise ValueError(
-                f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least"
-            )
+        check_size(image)
         x, features = image.permute(0, 2, 3, 1), []
         draws = iter(draw_depth(self, keys, x))
         for stage in self.stages:

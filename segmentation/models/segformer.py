@@ -1,12 +1,14 @@
 """SegFormer: the Mix Transformer encoder and a decoder that brings its four scales together.
 
-Xie et al., 2021, arXiv:2105.15203, figure 2. `MLPDecoder` is the paper's all-MLP head (section 3.2, equation 4),
-`ConvDecoder` this project's own: learnable upsampling from scale to scale, a final convolution instead of the last MLP.
+Xie et al., 2021, arXiv:2105.15203, figure 2. `MLPDecoder` is the paper's all-MLP head (section 3.2,
+equation 4). `ConvDecoder` is this project's own: learnable upsampling from scale to scale, and a
+final convolution instead of the last MLP.
 
-The paper upsamples four maps of D channels to 1/4, concatenates them and mixes 4D channels there. A 1x1 convolution and
-a bilinear upsampling commute (one acts on channels, the other on positions, with weights that sum to one), so here each
-scale is mixed at its own size, projection and fusion multiplied into one matrix, then upsampled and added: the same
-function and the same gradients for a fraction of the work. The parameters stay those of the paper.
+The paper upsamples four maps of D channels to 1/4, concatenates them and mixes 4D channels there. A
+1x1 convolution and a bilinear upsampling commute: one acts on channels, the other on positions with
+weights that sum to one. So here each scale is mixed at its own size, projection and fusion
+multiplied into one matrix, then upsampled and added. Function, gradients and parameters are those
+of the paper, for a fraction of the work.
 """
 
 from pathlib import Path
@@ -20,7 +22,7 @@ from .mix_transformer import BLOCK_NORM_EPS, MixTransformer
 
 
 class MLPDecoder(nn.Module):
-    """The paper's all-MLP decoder (equation 4) with the normalisation and ReLU of its published weights."""
+    """The paper's all-MLP decoder (equation 4), with its published weights' BatchNorm and ReLU."""
 
     def __init__(
         self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0
@@ -36,24 +38,40 @@ class MLPDecoder(nn.Module):
 
     def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
         """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
-        size = features[0].shape[-2:]
         mixes = self.fuse.weight.chunk(len(features), dim=1)  # width x width, one a scale
-        total: Tensor | None = None
+        maps = []
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
             assert isinstance(project, Linear)
-            x = linear(
-                feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias
-            )  # N x h x w x width
-            x = x.permute(0, 3, 1, 2)
-            total = x if total is None else total + F.interpolate(x, size=size, mode="bilinear")
-        x = self.dropout(F.relu(self.norm(total), inplace=True), keys)
+            x = feature.permute(0, 2, 3, 1)
+            x = linear(x, mix @ project.weight, mix @ project.bias)  # N x H/s x W/s x width
+            maps.append(x.permute(0, 3, 1, 2))
+        x, *coarser = maps
+        for each in coarser:
+            x = x + F.interpolate(each, size=x.shape[-2:], mode="bilinear")
+        x = self.dropout(F.relu(self.norm(x), inplace=True), keys)
         return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class ConvDecoder(nn.Module):
-    """From coarse to fine: upsample by a transposed convolution, add the next scale's projection, normalise, ReLU.
+class Upsample(nn.ConvTranspose2d):
+    """A depthwise transposed convolution that doubles both sides; it starts bilinear."""
 
-    The transposed convolutions are depthwise and start as bilinear interpolation; a 3x3 convolution makes the logits.
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 4, stride=2, padding=1, groups=channels, bias=False)
+        side = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+        self.weight.data.copy_(torch.outer(side, side))
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32, whatever autocast says."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16
+            return super().forward(x.to(self.weight.dtype))
+
+
+class ConvDecoder(nn.Module):
+    """From coarse to fine: upsample, add the next scale's projection, normalise, ReLU.
+
+    A 3x3 convolution makes the logits.
     """
 
     def __init__(
@@ -61,48 +79,26 @@ class ConvDecoder(nn.Module):
     ):
         super().__init__()
         self.project = nn.ModuleList(Linear(c, width) for c in channels)
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False)
-            for _ in channels[1:]
-        )
+        self.upsample = nn.ModuleList(Upsample(width) for _ in channels[1:])
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
         self.dropout = KeyedDropout(dropout, salt=-1)
         self.classify = nn.Conv2d(width, num_classes, 3, padding=1)
         self.apply(initialise)
-        for upsample in self.upsample:
-            assert isinstance(upsample, nn.ConvTranspose2d)
-            upsample.weight.data.copy_(bilinear_kernel())
         start_undecided(self.classify)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
         """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
-        maps = [
-            p(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            for p, f in zip(self.project, features, strict=True)
-        ]
+        maps = []
+        for feature, project in zip(features, self.project, strict=True):
+            maps.append(project(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         x = maps.pop()
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
-            assert isinstance(upsample, nn.ConvTranspose2d)
-            x = enlarge(x, upsample)[..., :h, :w]  # an odd side was rounded up on the way down
+            x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         return self.classify(self.dropout(x, keys))
-
-
-def enlarge(x: Tensor, upsample: nn.ConvTranspose2d) -> Tensor:
-    """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32, whatever autocast says."""
-    if x.device.type != "cpu":
-        return upsample(x)
-    with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16
-        return upsample(x.to(upsample.weight.dtype))
-
-
-def bilinear_kernel() -> Tensor:
-    """1 x 1 x 4 x 4: a transposed convolution of stride 2 that interpolates bilinearly, each side (1, 3, 3, 1) / 4."""
-    side = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-    return torch.outer(side, side)[None, None]
 
 
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
@@ -111,7 +107,8 @@ DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
 class SegFormer(nn.Module):
     """Image -> encoder -> decoder -> class logits at the image's size.
 
-    `drop_path` (stochastic depth in the encoder) and `dropout` (before the classifier) are 0.1 in the paper's training.
+    drop_path: stochastic depth in the encoder. dropout: before the classifier. Both are 0.1 in the
+    paper's training.
     """
 
     classes: list[str]  # set by `from_huggingface` alone
@@ -132,16 +129,14 @@ class SegFormer(nn.Module):
         self.normalise = Normalise(in_channels)
         self.encoder = MixTransformer(variant, in_channels, drop_path, norm_eps)
         width = 256 if variant in ("b0", "b1") else 768  # table 6
-        if (
-            decoder == "conv"
-        ):  # its cost lies in what it does to every channel at 1/4 of the image's size
-            width //= 2
+        if decoder == "conv":
+            width //= 2  # its cost is that of its channels at 1/4 of the image's size
         self.decoder = DECODERS[decoder](self.encoder.channels, num_classes, width, dropout)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W.
 
-        keys: N int64, the seeds of dropout and stochastic depth, one an image (None: torch's generator).
+        keys: N int64, each image's seed of dropout and stochastic depth; None draws them.
         """
         features = self.encoder(self.normalise(image), keys)
         logits = self.decoder(features, keys)
@@ -149,10 +144,11 @@ class SegFormer(nn.Module):
 
     @classmethod
     def from_huggingface(cls, path: str | Path) -> "SegFormer":
-        """A trained SegFormer from a folder or file as Hugging Face saves it, in eval mode, class names in `classes`.
+        """A trained SegFormer, in eval mode, from a folder or file as Hugging Face saves it.
 
-        Its logits are those of transformers' SegformerForSemanticSegmentation, upsampled to the image's size.
-        BadInput if the files are not there, cannot be read, or do not fit.
+        Its class names are in `classes`. Its logits are those of transformers'
+        SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if the files are
+        not there, cannot be read, or do not fit.
         """
         from ..pretrained.huggingface import HuggingFaceSegFormer  # which needs this file
 

@@ -1,10 +1,12 @@
 """U-Net on the stages of torchvision's ResNet18.
 
-Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015, arXiv:1505.04597, figure 1:
-a contracting path, an expansive path, and skips that carry each resolution across. The contracting path is ResNet18 (He
-et al., 2016, arXiv:1512.03385, table 1) without its classifier. What differs from figure 1: convolutions are padded and
-normalised, one an expansion, and the expansive path ends at half the image's size, where the logits are made and
-interpolated.
+Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015,
+arXiv:1505.04597, figure 1: a contracting path, an expansive path, and skips that carry each
+resolution across. The contracting path is ResNet18 (He et al., 2016, arXiv:1512.03385, table 1)
+without its classifier.
+
+What differs from figure 1: convolutions are padded and normalised; an expansion has one of them;
+the expansive path ends at half the image's size, where the logits are made and interpolated.
 """
 
 import torch
@@ -12,11 +14,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from .layers import Normalise, start_undecided
+from .layers import Normalise, check_size, start_undecided
 
 
 class ResNet18Encoder(nn.Module):
-    """The five stages of ResNet18, each half the size of the one before; parameter names are torchvision's."""
+    """The five stages of ResNet18, each half the size of the one before.
+
+    Parameter names are torchvision's.
+    """
 
     channels = (64, 64, 128, 256, 512)
 
@@ -26,27 +31,26 @@ class ResNet18Encoder(nn.Module):
         if in_channels != 3:
             resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            resnet.layer1,
-            resnet.layer2,
-            resnet.layer3,
-            resnet.layer4,
-        )
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Normalised image N x C x H x W -> five maps of strides 2, 4, 8, 16, 32 and 64, 64, 128, 256, 512 channels."""
-        features = [F.relu(self.bn1(self.conv1(image)), inplace=True)]
-        features.append(self.layer1(self.maxpool(features[-1])))
-        for layer in (self.layer2, self.layer3, self.layer4):
-            features.append(layer(features[-1]))
-        return features
+        """Normalised image N x C x H x W -> five maps of strides 2, 4, 8, 16, 32.
+
+        They have 64, 64, 128, 256 and 512 channels.
+        """
+        f1 = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        f2 = self.layer1(self.maxpool(f1))
+        f3 = self.layer2(f2)
+        f4 = self.layer3(f3)
+        return [f1, f2, f3, f4, self.layer4(f4)]
 
 
 class Expansion(nn.Module):
     """A step of the expansive path: upsample, append the skip, convolve.
 
-    The channels are reduced before the upsampling, where a 1x1 convolution costs a quarter, and not by a transposed
-    convolution, whose backward takes five times as long.
+    A 1x1 convolution reduces the channels before the upsampling, where it costs a quarter. A
+    transposed convolution in its place has a backward that takes five times as long.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, channels: int):
@@ -69,24 +73,22 @@ class ResNet18UNet(nn.Module):
         super().__init__()
         self.normalise = Normalise(in_channels)
         self.encoder = ResNet18Encoder(in_channels)
-        skips = self.encoder.channels[-2::-1]  # 256, 128, 64, 64
-        widths = (128, 128, 64, 32)
-        self.decoder = nn.ModuleList(
-            Expansion(*sizes)
-            for sizes in zip((self.encoder.channels[-1], *widths), skips, widths, strict=False)
-        )
-        self.classify = nn.Conv2d(widths[-1], num_classes, 1)
+        *skips, width = self.encoder.channels
+        self.decoder = nn.ModuleList()
+        for channels in (128, 128, 64, 32):
+            self.decoder.append(Expansion(width, skips.pop(), channels))
+            width = channels
+        self.classify = nn.Conv2d(width, num_classes, 1)
         start_undecided(self.classify)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
-        """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W. keys: unused, nothing is drawn here."""
-        if min(image.shape[-2:]) < 32:
-            raise ValueError(
-                f"images of {image.shape[-2]}x{image.shape[-1]} are too small: 32x32 at least"
-            )
-        features = self.encoder(self.normalise(image))
-        x = features.pop()
+        """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W.
+
+        keys: unused, nothing is drawn here.
+        """
+        check_size(image)
+        *skips, x = self.encoder(self.normalise(image))
         for expansion in self.decoder:
-            x = expansion(x, features.pop())
+            x = expansion(x, skips.pop())
         return F.interpolate(self.classify(x).contiguous(), size=image.shape[-2:], mode="bilinear")

@@ -1,7 +1,7 @@
 """ImageNet weights for the encoders of both models.
 
-A file must fit exactly: nothing missing, nothing left over but an ImageNet classifier. What cannot be fetched, read or
-fitted ends in one sentence, never in a silent start from random weights.
+A file must fit exactly: nothing missing, nothing left over but an ImageNet classifier. What cannot
+be fetched, read or fitted ends in one sentence, never in a silent start from random weights.
 """
 
 from pathlib import Path
@@ -29,46 +29,45 @@ FILE_LICENCE = "not stated in the file; NVIDIA's own MiT weights are non-commerc
 
 
 def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, str]:
-    """Load ImageNet weights into the encoder of a SegFormer or a ResNet18UNet, or into a MixTransformer itself.
+    """Load ImageNet weights into the encoder of a SegFormer or a ResNet18UNet.
 
-    source: "imagenet" (fetched once, into torch.hub's cache) or a file in Hugging Face's, NVlabs' or torchvision's
-    layout. Returns where the weights came from and their licence, for the checkpoint.
+    model: one of these, or a MixTransformer itself.
+    source: "imagenet" (fetched once, into torch.hub's cache) or a file in Hugging Face's, NVlabs'
+        or torchvision's layout.
+    Returns where the weights came from and their licence, for the checkpoint. BadInput if they
+    cannot be fetched, read or fitted.
     """
     encoder = getattr(model, "encoder", model)
     assert isinstance(encoder, MixTransformer | ResNet18Encoder), type(encoder)
     variant = encoder.variant if isinstance(encoder, MixTransformer) else None
-    is_mit = variant is not None
     if source == "imagenet":
-        if (channels := next(encoder.parameters()).shape[1]) != 3:
+        channels = next(encoder.parameters()).shape[1]
+        if channels != 3:
             raise BadInput(
-                f"ImageNet weights take 3 channels and this model {channels}: use --encoder-weights none"
+                f"ImageNet weights take 3 channels and this model {channels}: "
+                "use --encoder-weights none"
             )
-        url = MIT_URL.format(variant=variant) if is_mit else RESNET18_URL
-        path = Path(
-            torch.hub.get_dir(),
-            "checkpoints",
-            f"mit-{variant}.bin" if is_mit else url.rpartition("/")[2],
-        )
+        url, licence = RESNET18_URL, RESNET18_LICENCE
+        name = url.rpartition("/")[2]
+        if variant:
+            url, licence = MIT_URL.format(variant=variant), MIT_LICENCE
+            name = f"mit-{variant}.bin"
+        path = Path(torch.hub.get_dir(), "checkpoints", name)
         if not path.exists():
             fetch(url, path)
-        record = {
-            "source": "imagenet",
-            "url": url,
-            "licence": MIT_LICENCE if is_mit else RESNET18_LICENCE,
-        }
+        record = {"source": "imagenet", "url": url, "licence": licence}
     else:
         path = weights_file(Path(source))
         record = {"source": "file", "path": str(path), "licence": FILE_LICENCE}
-    state = {
-        k: v
-        for k, v in read_weights(path).items()
-        if not k.startswith(("head.", "classifier.", "fc."))
-    }
-    if is_mit:
+    classifiers = ("head.", "classifier.", "fc.")
+    weights = read_weights(path).items()
+    state = {key: tensor for key, tensor in weights if not key.startswith(classifiers)}
+    if variant:
         found, names, _ = recognise(state, path)
         if found != variant:
             raise BadInput(
-                f"{path} holds MiT-{found}, the model is {variant}: use --variant {found} or another file"
+                f"{path} holds MiT-{found}, the model is {variant}: "
+                f"use --variant {found} or another file"
             )
     else:
         names = {layer: [layer] for layer, _ in encoder.named_modules()}

@@ -1,4 +1,4 @@
-"""Files of published weights: found in a folder, read without running their code, fetched into a cache."""
+"""Files of published weights: find in a folder, read without running code, fetch into a cache."""
 
 import contextlib
 import http.client
@@ -24,19 +24,12 @@ def weights_file(path: Path) -> Path:
         raise BadInput(
             f"{path} does not exist: give a file of weights, or a folder as Hugging Face saves it"
         )
-    found = [
-        path / name
-        for name in ("pytorch_model.bin", "model.safetensors")
-        if (path / name).is_file()
-    ]
-    if not found:
-        sharded = (
-            ", saved in shards: save it again in one file"
-            if list(path.glob("*.index.json"))
-            else ""
-        )
-        raise BadInput(f"{path} holds neither pytorch_model.bin nor model.safetensors{sharded}")
-    return found[0]
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    sharded = any(path.glob("*.index.json"))
+    advice = ", saved in shards: save it again in one file" if sharded else ""
+    raise BadInput(f"{path} holds neither pytorch_model.bin nor model.safetensors{advice}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -54,9 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise BadInput(
             f"{path} is cut short or not a file of tensors: delete it and fetch it again"
         ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items()
-    ):
+    items = state.items() if isinstance(state, dict) else [(None, state)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items):
         raise BadInput(
             f"{path} is not a plain table of named tensors: save the model's state_dict alone"
         )
@@ -75,20 +67,19 @@ def fetch(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
-        show = sys.stderr.isatty()
-        torch.hub.download_url_to_file(url, str(part), hashed and hashed[1], progress=show)
+        digits = hashed and hashed[1]
+        torch.hub.download_url_to_file(url, str(part), digits, progress=sys.stderr.isatty())
         read_weights(part)
         part.replace(path)
     except (OSError, RuntimeError, http.client.HTTPException, BadInput) as error:
-        unreadable = isinstance(error, BadInput)
-        reason = (
-            "what came cannot be read" if unreadable else " ".join(str(error).strip("<>").split())
-        )
+        reason = " ".join(str(error).strip("<>").split())
+        if isinstance(error, BadInput):
+            reason = "what came cannot be read"
         raise BadInput(
             f"cannot fetch {url} ({reason}): put that file at {path} yourself, "
             "or use --encoder-weights none"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-        with contextlib.suppress(OSError):  # a folder that cannot be made holds no part either
+        with contextlib.suppress(OSError):  # no folder, no part
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whole SegFormers as Hugging Face saves them: what their files say of the model, and its weights."""
+"""Whole SegFormers as Hugging Face saves them: the model that their files describe, its weights."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..models.mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
 from .files import read_weights, weights_file
 from .names import DECODER_LAYERS, layer_names, recognise, translate
 
-# what no tensor's shape shows, and all published SegFormers share
+# No tensor's shape shows these; all published SegFormers share them.
 ARCHITECTURE = {
     "num_attention_heads": list(HEADS),
     "sr_ratios": list(REDUCTIONS),
@@ -23,9 +23,10 @@ ARCHITECTURE = {
 
 
 class HuggingFaceSegFormer:
-    """A folder or file of a trained SegFormer: `arguments` of its constructor, `classes`, and `weights_for` the model.
+    """A folder or file of a trained SegFormer.
 
-    BadInput if it is not there, cannot be read, or is no SegFormer.
+    arguments: of SegFormer's constructor. classes: names. BadInput if it is not there, cannot be
+    read, or is no SegFormer.
     """
 
     def __init__(self, source: str | Path):
@@ -39,17 +40,20 @@ class HuggingFaceSegFormer:
         self.names = {f"encoder.{ours}": theirs for ours, theirs in encoder_names.items()}
         for i in range(4):
             self.names |= layer_names(DECODER_LAYERS, column, i=i)
-        # every LayerNorm of transformers has torch's default eps; it never reads the layer_norm_eps of its config
         self.arguments: dict[str, Any] = {
             "num_classes": len(classifier),
             "variant": variant,
             "decoder": "mlp",
+            # transformers never reads its layer_norm_eps: every LayerNorm has torch's default.
             "norm_eps": 1e-5,
         }
         self.classes = class_names(self.path.parent / "config.json", len(classifier))
 
     def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of a SegFormer built from `arguments`. BadInput that lists what does not fit."""
+        """The state dict of a SegFormer built from `arguments`.
+
+        BadInput that lists what does not fit.
+        """
         weights = translate(self.state, model, self.names, self.path)
         fuse = weights["decoder.fuse.weight"]  # theirs takes scale 1/32 first, ours 1/4
         weights["decoder.fuse.weight"] = torch.cat(fuse.chunk(4, dim=1)[::-1], dim=1)
@@ -57,22 +61,27 @@ class HuggingFaceSegFormer:
 
 
 def class_names(config_file: Path, num_classes: int) -> list[str]:
-    """The names in a config.json, or "0", "1", ... without one. An architecture that is not SegFormer's is an error."""
-    names = {str(k): str(k) for k in range(num_classes)}
+    """The names in a config.json, or "0", "1", ... without one.
+
+    BadInput if it cannot be read, or describes another architecture.
+    """
+    numbers = [str(k) for k in range(num_classes)]
     if not config_file.exists():
-        return list(names.values())
+        return numbers
     try:
-        config: dict[str, Any] = dict(json.loads(config_file.read_text(encoding="utf-8")))
+        config = dict(json.loads(config_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{config_file} is not JSON that can be read: fetch it again") from error
     for field, value in ARCHITECTURE.items():
         if config.get(field, value) != value:
             raise BadInput(
-                f"{config_file} has {field} {config[field]}, a SegFormer has {value}: use another model"
+                f"{config_file} has {field} {config[field]}, a SegFormer has {value}: "
+                "use another model"
             )
-    labels = config.get("id2label") or names
-    if labels.keys() != names.keys():
+    labels = config.get("id2label") or dict(zip(numbers, numbers, strict=True))
+    if labels.keys() != set(numbers):
         raise BadInput(
-            f"{config_file} names {len(labels)} classes, the weights have {num_classes}: mend its id2label"
+            f"{config_file} names {len(labels)} classes, the weights have {num_classes}: "
+            "mend its id2label"
         )
-    return [str(labels[k]) for k in names]
+    return [str(labels[k]) for k in numbers]

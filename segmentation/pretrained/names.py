@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..models.mix_transformer import VARIANTS
 
-# Columns: a layer here, in Hugging Face's files, in transformers' own modules since version 5,
-# in NVlabs' files. i counts stages from 0, n from 1, j blocks; "a + b": two layers there, one here.
+# Columns: the name here, in Hugging Face's files, in transformers' own modules since version 5, in
+# NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a + b": two layers there make
+# one here.
 STAGE_LAYERS = (
     (
         "stages.{i}.merging.merge",
@@ -88,16 +89,18 @@ def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> 
 
 
 def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
-    """The MiT variant in a file, the names of its encoder's layers, and the column of the tables they are from."""
+    """The MiT variant in a file, the names of its encoder's layers, and the column they are from.
+
+    BadInput for anything else.
+    """
     for column, before in ENCODERS:
         first = layer_names(STAGE_LAYERS, column, before, i=0, n=1)
         merge = first["stages.0.merging.merge"][0] + ".weight"
         if merge in state:
             break
     else:
-        raise BadInput(
-            f"{path} is no MiT that Hugging Face or NVlabs saved: it holds {shorten(list(state), 3)}"
-        )
+        held = shorten(list(state), 3)
+        raise BadInput(f"{path} is no MiT that Hugging Face or NVlabs saved: it holds {held}")
     names: Names = {}
     depths = []
     for i in range(4):
@@ -120,51 +123,50 @@ def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
 def translate(
     state: dict[str, Tensor], model: nn.Module, names: Names, path: Path
 ) -> dict[str, Tensor]:
-    """The file's tensors under the model's names and in its shapes, or one error that lists all that does not fit."""
-    translated, used = {}, set()
-    missing, reshaped = [], []
+    """The file's tensors under the model's names and in its shapes.
+
+    BadInput that lists all that does not fit.
+    """
+    translated = {}
+    missing, left_over, reshaped = [], dict.fromkeys(state), []
     for key, ours in model.state_dict().items():
         layer, _, kind = key.rpartition(".")
         theirs = [f"{name}.{kind}" for name in names[layer]]
-        used.update(theirs)
-        if absent := [name for name in theirs if name not in state]:
-            if (
-                kind != "num_batches_tracked"
-            ):  # torchvision's file is older than this counter, which nothing here reads
+        absent = [name for name in theirs if name not in state]
+        for name in theirs:
+            left_over.pop(name, None)
+        if absent:
+            # torchvision's file is older than the counter of batches, which nothing here reads.
+            if kind != "num_batches_tracked":
                 missing += absent
             continue
-        parts = [state[name] for name in theirs]
-        tensor = (
-            torch.cat(parts) if len(parts) == 2 and parts[0].shape == parts[1].shape else parts[0]
-        )
-        if (
-            tensor.dim() == 4 and ours.dim() == 2
-        ):  # a convolution whose kernel is its stride: a matrix over R x R x C
+        tensor, *second = [state[name] for name in theirs]
+        shape = shape_text(tensor)
+        if second and second[0].shape == tensor.shape:
+            tensor = torch.cat((tensor, *second))
+        if tensor.dim() == 4 and ours.dim() == 2:
+            # A convolution whose kernel is its stride R: a matrix over R x R x C.
             tensor = tensor.permute(0, 2, 3, 1).flatten(1)
         if tensor.shape != ours.shape:
-            reshaped.append(
-                f"{theirs[0]} ({shape_text(parts[0])}, the model's {key} is {shape_text(ours)})"
-            )
+            reshaped.append(f"{theirs[0]} ({shape}, the model's {key} is {shape_text(ours)})")
         translated[key] = tensor
-    left_over = [key for key in state if key not in used]
     problems = {
         "it lacks": missing,
-        "it has left over": left_over,
+        "it has left over": list(left_over),
         "of another shape are": reshaped,
     }
-    if any(problems.values()):
-        told = "; ".join(f"{what} {shorten(keys, 30)}" for what, keys in problems.items() if keys)
-        raise BadInput(f"{path} does not fit {type(model).__name__}: {told}")
+    told = [f"{what} {shorten(keys, 30)}" for what, keys in problems.items() if keys]
+    if told:
+        raise BadInput(f"{path} does not fit {type(model).__name__}: {'; '.join(told)}")
     return translated
 
 
 def shorten(names: list[str], limit: int) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:limit]) + (
-        f" and {len(names) - limit} more" if len(names) > limit else ""
-    )
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def shape_text(tensor: Tensor) -> str:
     """A shape as people write it: 64x3x7x7."""
-    return "x".join(str(side) for side in tensor.shape)
+    return "x".join(map(str, tensor.shape))
