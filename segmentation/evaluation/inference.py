@@ -200,12 +200,18 @@ def _probabilities(model: nn.Module, image: Tensor, how: Prediction) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, then each module's own mode again: a frozen layer stays in eval mode."""
+    """Eval mode, then each module's own mode again: a frozen layer stays in eval mode.
+
+    cuDNN searches the fastest kernels in training only: images have many sizes, each searched anew.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    cudnn = torch.backends.cudnn
+    search, cudnn.benchmark = cudnn.benchmark, False
     model.eval()
     try:
         yield
     finally:
+        cudnn.benchmark = search
         for module, training in modes:
             module.training = training
 
