@@ -56,9 +56,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download a file of weights; it stands under its name only when it is whole and readable.
+    """Download a file of weights; it gets its name only when it is whole and readable.
 
-    A name such as resnet18-f37072fd.pth holds the first digits of the file's sha256, which must fit.
+    A name such as resnet18-f37072fd.pth holds the first digits of the sha256, which must fit.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     hashed = re.search(r"-([0-9a-f]{8,})\.", path.name)

@@ -32,7 +32,7 @@ class Clock:
             signal.signal(number, self._note)
 
     def go_on_from(self, seconds: float) -> None:
-        """Count from so many seconds on, those of the run before it was stopped."""
+        """Count from the seconds that the run had used before it was stopped."""
         self.start = time.monotonic() - seconds
         self.agreed = self.last_save = seconds
 
@@ -44,7 +44,7 @@ class Clock:
         return time.monotonic() - self.start
 
     def poll(self) -> bool:
-        """Collective: agree on the first rank's seconds and on any rank's signal. True after one."""
+        """Collective: agree on the first rank's seconds, and on whether any rank had a signal."""
         seconds = self.now() if rank() == 0 else 0.0
         noted = torch.tensor([float(self.signalled), seconds], dtype=torch.float64)
         signals, self.agreed = all_reduce_sum(noted).tolist()
@@ -56,14 +56,17 @@ class Clock:
             raise Stopped
 
     def time_used(self) -> float:
-        """The share of the time limit at the last poll, validation's time kept back; 0 without one."""
+        """The share of the time limit that is used, by the last poll; 0 without a limit.
+
+        Validation's time is kept back from the limit.
+        """
         if self.limit is None:
             return 0.0
         return self.agreed / max(self.limit - self.validation_seconds, 1e-9)
 
     @contextmanager
     def validation(self) -> Iterator[None]:
-        """Collective: what runs within is timed, and the limit leaves room for as much at its end."""
+        """Collective: time what runs inside this context, and keep that time back for the end."""
         before = self.agreed
         yield
         self.poll()

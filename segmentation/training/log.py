@@ -1,4 +1,7 @@
-"""What train.py says while it works: a line an epoch in a log, a line that rewrites itself on a terminal."""
+"""What train.py prints while it works.
+
+A log gets a line an epoch; a terminal also gets a line that rewrites itself.
+"""
 
 import sys
 from pathlib import Path

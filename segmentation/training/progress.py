@@ -27,18 +27,17 @@ class Progress:
     loss_sum: float | Tensor = 0.0  # of these steps
     best_miou: float = -1.0  # of best.pt, on val
     epoch_began: float = 0.0  # seconds of the run
-    limit_reached: float = (
-        0.0  # the time limit in minutes that is used up; a resumed run may raise it
-    )
+    limit_reached: float = 0.0  # minutes of the time limit that is used up; --resume may raise it
     history: list[dict] = field(default_factory=list)  # rows of HISTORY
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint, without the history, which stands beside them there."""
-        values = {name: value for name, value in vars(self).items() if name != "history"}
-        return values | {"loss_sum": float(self.loss_sum)}
+        values = vars(self) | {"loss_sum": float(self.loss_sum)}
+        del values["history"]
+        return values
 
     def share(self, step: int, steps: int, epochs: int, time_used: float) -> float:
-        """The share of the training done at a step of this epoch: of its epochs or time, if larger."""
+        """The share of the training done at a step of this epoch: of epochs or time, if larger."""
         return max(time_used, (self.epoch + step / steps) / epochs)
 
     def is_finished(self, epochs: int, max_minutes: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of all ranks' images, so that N ranks normalise as one process does.
+"""BatchNorm with the statistics of all ranks' images: N ranks normalise as one process does.
 
 Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1 and the gradients of its section 3. Written
 twice: with CUDA's own kernels, a few launches a layer, and in operators that every device has.
@@ -14,9 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..distributed import all_gather_rows, all_reduce_sum, world_size
 
-NO_PIXELS = (
-    1e-30  # a rank's share where it has no image: a count of 0 makes CUDA's kernel divide by 0
-)
+NO_PIXELS = 1e-30  # a rank's count where it has no image: CUDA's kernel divides by it
 
 
 def widened(x: Tensor) -> Tensor:
@@ -25,17 +23,20 @@ def widened(x: Tensor) -> Tensor:
 
 
 class AnyBatchNorm(torch.autograd.Function):
-    """By one sum over ranks forward, one backward, and torch's kernels for known statistics.
+    """One sum over ranks forward, one backward; per-pixel work by torch's eval-mode kernels.
 
-    What these depend on is added by hand: with x^ = (x - mean) / s, n pixels and sums over all
-    ranks' gradients g, dx = weight / s (g - sum g / n - x^ sum g x^ / n).
+    The gradient through mean and variance is added by hand: with x^ = (x - mean) / s, n pixels and
+    sums over all ranks' gradients g, dx = weight / s (g - sum g / n - x^ sum g x^ / n).
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
-        """x: N x C x H x W, N may be 0 -> normalised; mean, variance (C), count (1) of all ranks."""
+        """x: N x C x H x W, N may be 0 -> the same, normalised; all ranks' mean, variance, count.
+
+        Mean and variance have C values, the count of pixels one.
+        """
         ctx.set_materialize_grads(False)
         C = x.shape[1]
         count = x.numel() // C
@@ -78,7 +79,7 @@ class AnyBatchNorm(torch.autograd.Function):
 
 
 class CudaBatchNorm(torch.autograd.Function):
-    """By the kernels of torch's own SyncBatchNorm: sums in float32, or in float64 for float64."""
+    """The kernels of torch's own SyncBatchNorm: they sum in float32, or in float64 for float64."""
 
     @staticmethod
     def forward(
@@ -91,7 +92,7 @@ class CudaBatchNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        """x: N x C x H x W, N may be 0 -> the same, normalised; moves the running statistics on."""
+        """x: N x C x H x W, N may be 0 -> the same, normalised. Updates the running statistics."""
         ctx.set_materialize_grads(False)
         x = x.contiguous(memory_format=torch.channels_last)
         C = x.shape[1]
@@ -147,9 +148,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-        if (
-            x.is_cuda and not torch.compiler.is_compiling()
-        ):  # a compiler fuses operators, not kernels
+        # A compiler fuses operators, not kernels.
+        if x.is_cuda and not torch.compiler.is_compiling():
             return self.with_cuda_kernels(x)
         return self.with_any_operators(x)
 
