@@ -120,7 +120,7 @@ BAD = {
     ),
     "another format": (
         lambda path, good: changed(path, good, format=99),
-        f"has format 99, this version reads {FORMAT}",
+        f"has format 99, this version reads 1 to {FORMAT}",
     ),
     "an unknown model": (
         lambda path, good: changed(path, good, config={"model": "vgg"}),

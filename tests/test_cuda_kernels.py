@@ -119,12 +119,13 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_few_operators_a_layer(monkeypatch):
+def test_few_operators_a_layer():
     x, gradient, norm = inputs(torch.float32)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    with cuda_kernels.stand_ins(), Launches() as launches:
+    patched = pytest.MonkeyPatch.context()  # undone before the stand-ins are
+    with cuda_kernels.stand_ins(), patched as patch, Launches() as launches:
         for name in cuda_kernels.NAMES:
-            monkeypatch.setattr(torch, name, as_one(getattr(torch, name), launches))
+            patch.setattr(torch, name, as_one(getattr(torch, name), launches))
         y = ours(x.requires_grad_(), norm)
         forward = list(launches.names)
         y.backward(gradient)
