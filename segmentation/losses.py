@@ -109,14 +109,8 @@ class TverskyCrossEntropy(TverskyLoss):
 
     class_weights: Tensor | None
 
-    def __init__(
-        self,
-        alpha: float = 0.3,
-        beta: float = 0.7,
-        ignore_index: int = 255,
-        class_weights: Tensor | None = None,
-    ):
-        super().__init__(alpha, beta, ignore_index)
+    def __init__(self, alpha: float = 0.3, beta: float = 0.7, class_weights: Tensor | None = None):
+        super().__init__(alpha, beta)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -66,11 +66,12 @@ def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
 
 def numbered_classes(count: int) -> ClassTable:
     """Names "0", "1", ... and colours of well separated hues, for labels that nothing names."""
-    palette = []
+    names, palette = [], []
     for index in range(count):
+        names.append(str(index))
         colour = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.95)
         palette.append([round(255 * part) for part in colour])
-    return ClassTable([str(index) for index in range(count)], palette)
+    return ClassTable(names, palette)
 
 
 def read_classes(path: Path) -> ClassTable:
@@ -79,8 +80,8 @@ def read_classes(path: Path) -> ClassTable:
     Indices are 0..K-1, each once; a row of index 255 gives the colour of ignored pixels.
     """
     names: dict[int, str] = {}
-    palette: dict[int, Colour] = {}
-    colours: dict[int, int] = {}
+    palette = {}
+    colours = {}
     for row in _read_rows(path):
         index, name, colour = _parse_row(path, row)
         code = int.from_bytes(colour, "big")
@@ -91,16 +92,13 @@ def read_classes(path: Path) -> ClassTable:
             )
         names[index], palette[index], colours[code] = name, colour, index
     count = len(names) - (IGNORED in names)
-    if count < 2 or any(index not in names for index in range(count)):
+    if count < 2 or not names.keys() >= set(range(count)):
         raise BadInput(
             f"{path}: the indices must be 0, 1, ..., K-1 with K at least 2 "
             "(and 255 for ignored pixels)"
         )
-    return ClassTable(
-        [names[index] for index in range(count)],
-        [palette[index] for index in range(count)],
-        colours=colours,
-    )
+    order = range(count)
+    return ClassTable([names[i] for i in order], [palette[i] for i in order], colours=colours)
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -133,10 +133,9 @@ def _open_scenes(
     size: Size,
     stored: Splits | None,
 ) -> SegmentationDataset:
-    drawn = {
-        split: [f"{split}/{index:04d}" for index in range(count)]
-        for split, count in scenes.IMAGES_PER_SPLIT.items()
-    }
+    drawn = {}
+    for split, count in scenes.IMAGES_PER_SPLIT.items():
+        drawn[split] = [f"{split}/{index:04d}" for index in range(count)]
     splits = stored or drawn
     unknown = [name for split in SPLITS for name in splits[split] if name not in drawn[split]]
     if unknown:
@@ -232,16 +231,14 @@ def _choose_splits(
 ) -> Splits:
     """The stored splits, else those of the folder, else new ones."""
     if stored is not None:
-        gone = [
-            Problem(f"{name}: in the stored {split} split")
-            for split in SPLITS
-            for name in stored[split]
-            if name not in layout.pairs
-        ]
+        gone = []
+        for split in SPLITS:
+            for name in stored[split]:
+                if name not in layout.pairs:
+                    gone.append(Problem(f"{name}: in the stored {split} split"))
         if gone:
-            raise BadInput(
-                listing(f"{root}: {len(gone)} images of the stored splits have no pair there", gone)
-            )
+            title = f"{root}: {len(gone)} images of the stored splits have no pair there"
+            raise BadInput(listing(title, gone))
         return stored
     if len(layout.pairs) < 2:
         alone = Problem("a single pair cannot be split into train and val: add images")
@@ -261,31 +258,24 @@ def _in_threads(read: Callable[[str], Any], splits: Splits) -> dict[str, Any]:
 
 def _count_labels(pairs: Iterable[Pair]) -> ndarray:
     """Pixels of each label 0..255 in all masks, int64."""
-    counts = np.zeros(256, np.int64)
-    for pair in pairs:
-        counts += pair.counts
-    return counts
+    return np.sum([[0] * 256, *(pair.counts for pair in pairs)], axis=0)
 
 
 def _duplicates(splits: Splits, pairs: dict[str, Pair]) -> dict[str, list[Problem]]:
     """name -> its problem, for images that are byte for byte in two splits.
 
-    The problem is that of the copy in the training split, or in val if the other is in test.
+    The copy in the training split is the one reported, or that in val if the other is in test.
     """
     seen: dict[str, tuple[str, str]] = {}
-    problems: dict[str, list[Problem]] = {}
+    problems = {}
     for split in reversed(SPLITS):
         for name in splits[split]:
             if name not in pairs:
                 continue
             other_split, other = seen.setdefault(pairs[name].digest, (split, name))
             if other_split != split:
-                problems[name] = [
-                    Problem(
-                        f"{name} ({split}): the same file as {other} ({other_split}); "
-                        "keep one of them"
-                    )
-                ]
+                same = f"{name} ({split}): the same file as {other} ({other_split})"
+                problems[name] = [Problem(f"{same}; keep one of them")]
     return problems
 
 

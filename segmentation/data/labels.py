@@ -35,7 +35,7 @@ def parse_label_map(text: str) -> dict[int, int]:
 
     All are in 0..255.
     """
-    result: dict[int, int] = {}
+    result = {}
     for part in text.split(","):
         try:
             stored, label = part.split("=")

@@ -109,9 +109,9 @@ def _recognise(root: Path, task: str) -> Recognised:
         if recognised:
             return recognised
     recognised = _drone(root, task)
-    if recognised is None:
-        raise BadInput(f"{root}: not a data set this program knows. It looked for{LOOKED_FOR}")
-    return recognised
+    if recognised:
+        return recognised
+    raise BadInput(f"{root}: not a data set this program knows. It looked for{LOOKED_FOR}")
 
 
 def _child(folder: Path, *names: str) -> Path | None:
@@ -226,16 +226,14 @@ def _pair(
             (images, masks, f"mask {mask_folder}"),
             (masks, images, f"image {image_folder}"),
         ):
-            problems += [
-                Problem(f"{files[stem][0]}: no {partner}/{stem}.*")
-                for stem in files
-                if stem not in others
-            ]
-    return {
-        images[stem][0]: masks[stem][0]
-        for stem in images
-        if len(images[stem]) == len(masks.get(stem, [])) == 1
-    }
+            for stem, names in files.items():
+                if stem not in others:
+                    problems.append(Problem(f"{names[0]}: no {partner}/{stem}.*"))
+    pairs = {}
+    for stem, names in images.items():
+        if len(names) == len(masks.get(stem, [])) == 1:
+            pairs[names[0]] = masks[stem][0]
+    return pairs
 
 
 def _by_stem(
@@ -254,12 +252,12 @@ def _by_stem(
         problems.append(Problem(f"{_name(root, folder)}/: {what}"))
     result: dict[str, list[str]] = {}
     for path in files:
+        name = _name(root, path)
         same = result.setdefault(path.stem, [])
-        same.append(_name(root, path))
-        if len(same) > 1:
-            problems.append(
-                Problem(f"{same[-1]}: same name as {Path(same[0]).name}; keep one of them")
-            )
+        if same:
+            first = Path(same[0]).name
+            problems.append(Problem(f"{name}: same name as {first}; keep one of them"))
+        same.append(name)
     return result
 
 

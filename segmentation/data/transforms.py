@@ -243,13 +243,7 @@ def _sample_image(block: ndarray, grid: Tensor, matrix: ndarray) -> Tensor:
         grid = (grid + 1) * (sides / (fold * torch.tensor(reduced.size))) - 1
         block = np.array(reduced)
     source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
-    return F.grid_sample(
-        source,
-        grid,
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )[0]
+    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0]
 
 
 def _sample_mask(block: ndarray, grid: Tensor) -> Tensor:
@@ -258,5 +252,5 @@ def _sample_mask(block: ndarray, grid: Tensor) -> Tensor:
     The only outside value that grid_sample knows is 0: labels are sampled as 255 - label.
     """
     inverted = (IGNORED - torch.from_numpy(block)).float()[None, None]
-    view = F.grid_sample(inverted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    view = F.grid_sample(inverted, grid, mode="nearest", align_corners=False)
     return (IGNORED - view[0, 0]).to(torch.uint8)

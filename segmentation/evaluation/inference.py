@@ -227,7 +227,7 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
     upper, lower = position.floor().long(), position.ceil().long()
     fraction = (position - upper)[:, None]
     # Held are the rows of the map, from `first` on, that rows of the output from `start` on need.
-    held: Tensor | None = None
+    held = None
     first = start = 0
     for top, band in bands:
         held = band if held is None else torch.cat([held, band], dim=2)

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from .layers import DropPath, Linear, check_size, initialise, keyed_uniform
 
+WIDE = (64, 128, 320, 512)  # the channels of all but b0
 # variant: channels C_i, depths L_i. All six share heads, reductions and the MLP ratio.
 VARIANTS = {
     "b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
-    "b1": ((64, 128, 320, 512), (2, 2, 2, 2)),
-    "b2": ((64, 128, 320, 512), (3, 4, 6, 3)),
-    "b3": ((64, 128, 320, 512), (3, 4, 18, 3)),
-    "b4": ((64, 128, 320, 512), (3, 8, 27, 3)),
-    "b5": ((64, 128, 320, 512), (3, 6, 40, 3)),
+    "b1": (WIDE, (2, 2, 2, 2)),
+    "b2": (WIDE, (3, 4, 6, 3)),
+    "b3": (WIDE, (3, 4, 18, 3)),
+    "b4": (WIDE, (3, 8, 27, 3)),
+    "b5": (WIDE, (3, 6, 40, 3)),
 }
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -86,9 +87,8 @@ class EfficientSelfAttention(nn.Module):
             x = self.reduce_sequence(x)
         key_value = self.key_value(x).view(N, -1, 2, self.heads, C // self.heads)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)  # N x heads x HW/R^2 x d, each
-        x = attend(query, key, value)
-        x = x.transpose(1, 2).reshape(N, H, W, C)
-        return self.project(x)
+        x = attend(query, key, value).transpose(1, 2)  # N x HW x heads x d
+        return self.project(x.reshape(N, H, W, C))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

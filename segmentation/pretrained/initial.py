@@ -18,7 +18,7 @@ def start_fresh(name: str, num_classes: int, segformer: dict, encoder_weights: s
     segformer: further arguments of SegFormer's constructor.
     encoder_weights: "imagenet", a file, or "none" for random weights.
     """
-    configs: dict[str, dict] = {
+    configs = {
         "unet": {"model": "unet", "num_classes": num_classes},
         "segformer": {"model": "segformer", "num_classes": num_classes, **segformer},
     }

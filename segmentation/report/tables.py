@@ -24,8 +24,7 @@ def format_table(rows: list[list]) -> str:
     texts = []
     for row in rows:
         texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
-    columns = zip(*texts, strict=True)
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
     for first, *others in texts:
         padded = map(str.rjust, others, widths[1:])
@@ -59,8 +58,7 @@ def score_table(entries: list[Entry]) -> list[list]:
     rows = [["measure", "meaning", *(entry.label for entry in entries)]]
     for name, meaning in meanings.items():
         key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
-        values = [entry.scores[key] for entry in entries]
-        rows.append([name, meaning, *values])
+        rows.append([name, meaning, *(entry.scores[key] for entry in entries)])
     return rows
 
 
@@ -74,8 +72,7 @@ def class_table(entries: list[Entry]) -> list[list]:
     scores = entries[0].scores
     total = sum(map(sum, scores["confusion"])) or 1
     for name, row in zip(scores["iou"], scores["confusion"], strict=True):
-        values = [column[name] for column in columns.values()]
-        rows.append([name, sum(row) / total, *values])
+        rows.append([name, sum(row) / total, *(column[name] for column in columns.values())])
     return rows
 
 
@@ -84,8 +81,7 @@ def image_table(entries: list[Entry]) -> list[list]:
     rows = [["image"]]
     for entry in entries:
         rows[0] += [f"mIoU {entry.label}", f"mPA {entry.label}"]
-    columns = [entry.scores["images"] for entry in entries]
-    for images in zip(*columns, strict=True):
+    for images in zip(*(entry.scores["images"] for entry in entries), strict=True):
         row = [images[0]["name"]]
         for image in images:
             row += [image["miou"], image["mpa"]]
@@ -126,7 +122,7 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
     ordered = sorted(known, key=lambda name: -sum(known[name]))
     if len(entries) == 1:
         half = (len(ordered) + 1) // 2
-        best = ordered[:half][:top]
+        best = ordered[: min(half, top)]
         worst = ordered[len(best) :][::-1]
         return {"Best images": best, "Worst images": worst[:top]}
 

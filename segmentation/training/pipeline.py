@@ -151,7 +151,7 @@ class Pipeline:
                 f"use at most {pieces} ranks"
             )
         cuts = [r * pieces // ranks for r in range(ranks + 1)]
-        self.model: Single = model
+        self.model = model
         self.device, last = device, rank() == ranks - 1
         self.first_level, self.end = cuts[rank()], min(cuts[rank() + 1], len(levels))
         self.part = Part(levels[self.first_level : self.end], amp)

@@ -63,7 +63,7 @@ def paint_street(view: View, middle: Point, width: float) -> None:
     tar = view.draw_colour(0x5C5C60, 0x706E6C, 0x4C4E52, 0x86827C)
     pavement = view.jointed(view.grain(slab, 0.05, 0.1, 0.1, 0.2), 0, 1.0, 0.6)
     asphalt = view.grain(tar, 0.1, 0.15, 0.1, 0.2)
-    white = view.grain(rgb(0xDEDED6), 0, 0.1, 0.1, 0.2)
+    white = view.grain(rgb(0xDEDED6))
     for across, texture in (
         (width + 2.4, pavement),
         (width + 0.3, rgb(0xC4C2BC)),
@@ -101,7 +101,7 @@ def paint_pool(view: View) -> None:
     length, width = rng.permutation([rng.uniform(5.5, 8.5), rng.uniform(3.2, 4.5)])
     stone = view.draw_colour(0xC8C0B0, 0xB0ACA6)
     blue = view.draw_colour(0x54ACC0, 0x3C8EB2, 0x70B8B4)
-    tiles = view.jointed(view.grain(stone, 0, 0.1, 0.1, 0.2), angle, 0.8, 0.8)
+    tiles = view.jointed(view.grain(stone), angle, 0.8, 0.8)
     water = view.grain(blue, 0.1, 0.15, 0.25, 0.1)
     rim = rectangle(place, length + 1.6, width + 1.6, angle)
     edge = oval(place, length + 0.3, width + 0.3, angle, power)

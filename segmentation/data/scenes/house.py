@@ -7,14 +7,7 @@ from .shapes import Point, Points, patch, polygon, rectangle
 from .view import Colour, View, rgb
 
 # Of the four sides of a house.
-OUTWARDS = np.array(
-    [
-        [0, -1],
-        [1, 0],
-        [0, 1],
-        [-1, 0],
-    ]
-)
+OUTWARDS = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]])
 THICKNESS = {"wall": 0.7, "fence": 0.25, "hedge": 1.1}
 
 
@@ -33,7 +26,7 @@ def paint_border(
     count = 5
     length = np.hypot(dx, dy) / count
     bricks = view.jointed(view.grain(brick, 0, 0.1, 0.15, 0.2), angle, 0.6)
-    wood = view.grain(timber, 0, 0.1, 0.1, 0.2)
+    wood = view.grain(timber)
     leaves = view.grain(leaf, 0.1, 0.3, 0.5, 0.5)
     for middle in start + (end - start) * (np.arange(count)[:, None] + 0.5) / count:
         piece = rectangle(middle, length, THICKNESS[kind], angle)

@@ -22,12 +22,8 @@ def paint_table(view: View, place: Point) -> None:
     """A table between two benches."""
     angle = view.rng.uniform(0, np.pi)
     wood = view.draw_colour(0x96704C, 0xB09678, 0x705440, 0x808082)
-    planks = view.jointed(view.grain(wood, 0, 0.1, 0.1, 0.2), angle + np.pi / 2, 0.35)
-    for across, width, height in (
-        (-1.0, 0.5, 0.45),
-        (1.0, 0.5, 0.45),
-        (0.0, 1.1, 0.8),
-    ):
+    planks = view.jointed(view.grain(wood), angle + np.pi / 2, 0.35)
+    for across, width, height in ((-1.0, 0.5, 0.45), (1.0, 0.5, 0.45), (0.0, 1.1, 0.8)):
         middle = place + offset(0, across, angle)
         base = rectangle(middle, 2.4, width, angle)
         view.box(base, height, OBSTACLE, planks, wood)
@@ -49,14 +45,14 @@ def paint_shed(view: View, place: Point) -> None:
 def paint_parasol(view: View, place: Point) -> None:
     """Eight gores of cloth, lit by how they face the sun."""
     cloth = view.draw_colour(0xD6CEBE, 0xB03C30, 0x34383C, 0x466896, 0x3C6E50)
-    rim = np.array([view.rng.uniform(1.3, 1.8), 0])
-    view.shade(disc(place + view.sun * 2.2, rim[0]))
+    radius = view.rng.uniform(1.3, 1.8)
+    view.shade(disc(place + view.sun * 2.2, radius))
     middle = view.lift(place, 2.2)
     for angle in np.arange(8) * np.pi / 4:
         facing = direction(angle + np.pi / 8) @ view.sun
         light = float(np.clip(0.95 - 0.3 * facing, 0, 1.3))
-        first = rim @ turn(angle)
-        last = rim @ turn(angle + np.pi / 4)
+        first = offset(radius, 0, angle)
+        last = offset(radius, 0, angle + np.pi / 4)
         gore = np.stack([middle, middle + first, middle + last])
         view.paint(gore, OBSTACLE, cloth, light)
 
@@ -100,10 +96,10 @@ def paint_bicycle(view: View, place: Point) -> None:
     """Two wheels, a frame and a bar, as they look on a stand."""
     yaw = turn(view.rng.uniform(0, np.pi))
     colour = view.draw_colour(0xBE322C, 0x3C6EAA, 0xD2D2CE, 0x5AA05A)
-    rear = [[-0.95, 0.0], [-0.3, 0.14]]
-    front = [[0.3, 0.0], [0.95, 0.14]]
-    tube = [[-0.85, 0], [0.85, 0]]
-    bar = [[0.5, -0.32], [0.5, 0.32]]
+    rear = [-0.95, 0.0], [-0.3, 0.14]
+    front = [0.3, 0.0], [0.95, 0.14]
+    tube = [-0.85, 0], [0.85, 0]
+    bar = [0.5, -0.32], [0.5, 0.32]
     wheels = np.array([rear, front]) @ yaw + place
     frame = np.array([tube, bar]) @ yaw + place
     view.shade(strokes(wheels + view.sun * 0.5, 0.3), 0.2, 0.8)

@@ -23,6 +23,8 @@ Pattern = Callable[[Window], ndarray]
 Texture = Colour | Pattern
 Area = Shape | Points  # points stand for their convex hull
 
+FINE = (0, 0.1, 0.1, 0.2)
+
 
 def rgb(code: int) -> Colour:
     """The linear light of a display colour 0xRRGGBB."""
@@ -82,8 +84,11 @@ class View:
         return (rgb(code) * change).astype(np.float32)
 
     def grain(self, colour: Colour, *weights: float) -> Pattern:
-        """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths."""
-        layers = list(zip(weights, self.noise, strict=False))
+        """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths.
+
+        Without weights the grain is fine.
+        """
+        layers = list(zip(weights or FINE, self.noise, strict=False))
 
         def pattern(window: Window) -> ndarray:
             brightness = 1 + sum(weight * noise[window] for weight, noise in layers)
