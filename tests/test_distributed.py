@@ -387,7 +387,6 @@ def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
 
 
 def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
-    began = time.monotonic()
     environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": f"--data {tmp_path / 'nothing'}"}
     code, output = ends(torchrun(2, "train_otherwise", *train_flags, **environment))
     assert code != 0
@@ -395,7 +394,7 @@ def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
     assert output.count(sentence) == 1
     assert f"rank 1 ({socket.gethostname()}): {sentence}" in output
     assert "[rank0]: Traceback" not in output
-    assert time.monotonic() - began < 60
+    assert "SIGKILL" not in output  # half a minute after a rank that waits was asked to end
 
 
 @pytest.mark.slow
@@ -408,7 +407,7 @@ def test_a_device_that_one_rank_has_not_is_said_once(train_flags, tmp_path):
     assert output.count("--device cuda:99") == 1
     assert f"error: rank 1 ({socket.gethostname()}): --device cuda:99: " in output
     assert "[rank0]: Traceback" not in output
-    assert "SIGKILL" not in output  # half a minute after a rank that waits in vain was asked to end
+    assert "SIGKILL" not in output
 
 
 @pytest.mark.slow
