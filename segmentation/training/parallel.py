@@ -1,4 +1,4 @@
-"""A model over ranks: copies (ddp), shards of every weight (fsdp), parts one after another (pipeline).
+"""A model over ranks: copies (ddp), shards of its weights (fsdp), or parts in a row (pipeline).
 
 Whatever the strategy, N ranks compute what one process computes on the global batch. What is saved
 is the plain state of one process: whole weights by name, the optimizer's whole state by the
