@@ -109,8 +109,14 @@ class TverskyCrossEntropy(TverskyLoss):
 
     class_weights: Tensor | None
 
-    def __init__(self, alpha: float = 0.3, beta: float = 0.7, class_weights: Tensor | None = None):
-        super().__init__(alpha, beta)
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        ignore_index: int = 255,
+        class_weights: Tensor | None = None,
+    ):
+        super().__init__(alpha, beta, ignore_index)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

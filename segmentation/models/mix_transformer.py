@@ -86,7 +86,7 @@ class EfficientSelfAttention(nn.Module):
         if self.reduction > 1:
             x = self.reduce_sequence(x)
         key_value = self.key_value(x).view(N, -1, 2, self.heads, C // self.heads)
-        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)  # N x heads x HW/R^2 x d, each
+        key, value = key_value.permute(2, 0, 3, 1, 4)  # N x heads x HW/R^2 x d, each
         x = attend(query, key, value).transpose(1, 2)  # N x HW x heads x d
         return self.project(x.reshape(N, H, W, C))
 

@@ -42,9 +42,8 @@ class MLPDecoder(nn.Module):
         maps = []
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
             assert isinstance(project, Linear)
-            x = feature.permute(0, 2, 3, 1)
-            x = linear(x, mix @ project.weight, mix @ project.bias)  # N x H/s x W/s x width
-            maps.append(x.permute(0, 3, 1, 2))
+            x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)
+            maps.append(x.permute(0, 3, 1, 2))  # N x width x H/s x W/s
         x, *coarser = maps
         for each in coarser:
             x = x + F.interpolate(each, size=x.shape[-2:], mode="bilinear")
