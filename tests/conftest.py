@@ -1,9 +1,13 @@
 """What tests share: a cache of their own, and scripts run inside the test's process."""
 
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in child processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
