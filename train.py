@@ -88,6 +88,8 @@ def main() -> None:
     # 2. The run's folder, and the run in it, if one is to go on.
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
+    if saved:
+        clock.go_on_from(saved["seconds"])
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
     data = distributed.first_rank_first(lambda: open_data(args, saved))
@@ -147,7 +149,6 @@ def main() -> None:
         load_optimizer_state(parallel, optimizer, resume["optimizer"])
         scheduler.load_state_dict(resume["scheduler"])
         progress = Progress(**resume["progress"], history=saved["history"])
-        clock.go_on_from(saved["seconds"])
 
     # 7. What every checkpoint says of its run.
     about = describe_run(args, data, config, source, device)
