@@ -273,6 +273,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_gpu_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_path):
     """So does the process without CUDA that forks them. torchrun signals all of a rank's group."""
     job, out = tmp_path / "job.py", tmp_path / "run"

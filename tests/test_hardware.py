@@ -131,6 +131,7 @@ print(needed, most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no file tells the peak")
 @pytest.mark.parametrize(("model", "amp"), [("SegFormer", False), ("ResNet18UNet", True)])
 def test_a_step_takes_what_was_said_and_not_much_more(model: str, amp: bool):
@@ -249,7 +250,14 @@ def run_out(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, traini
 CUDA_SAYS = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
 
 
-@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError(CUDA_SAYS), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        torch.OutOfMemoryError(CUDA_SAYS),
+        pytest.param(MemoryError(), marks=pytest.mark.slow),
+    ],
+)
 def test_running_out_of_memory_is_one_sentence(tiny_folder, tmp_path, capsys, monkeypatch, error):
     out, images = tmp_path / "run", tmp_path / "images"
     flags = ("--data", tiny_folder, *FLAGS, "--out", out)
