@@ -13,8 +13,7 @@ The batch size is global: N ranks compute what one computes.
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -150,13 +149,13 @@ def main() -> None:
         scheduler.load_state_dict(resume["scheduler"])
         progress = Progress(**resume["progress"], history=saved["history"])
 
-    # 7. What every checkpoint says of its run.
+    # 7. What its checkpoints hold.
     about = describe_run(args, data, config, source, device)
-    save = partial(save_run, out, parallel, optimizer, scheduler, progress, clock, about)
+    run = Run(out, about, parallel, optimizer, scheduler, progress, clock)
     if distributed.rank() == 0:
         write_config(out, about)
         if saved:
-            write_history(out, progress.history)
+            run.write_history()
         pixels = dict(zip(data.classes, data.pixel_counts["train"], strict=True))
         print_summary(data.layout, data.splits, pixels, data.skipped, model, steps, memory, out)
 
@@ -172,25 +171,23 @@ def main() -> None:
         while not progress.is_finished(recipe.epochs, args.max_minutes):
             order.set_epoch(progress.epoch, start=progress.step, divisor_at=divisor_at)
             train_mode(model, frozen)
-            data_wait = train_one_epoch(
-                parallel, loader, criterion, optimizer, progress, recipe, clock, save, args.amp
-            )
+            data_wait = train_one_epoch(run, loader, criterion, recipe, args.amp)
             trained_until = clock.now()
             # Validation images have many sizes, and each would be compiled anew.
             with clock.validation(), torch.compiler.set_stance("force_eager"):
                 whole = whole_model(parallel, config)
                 weights = {"alpha": recipe.alpha, "beta": recipe.beta}
                 scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)
-            finish_epoch(progress, scores, scheduler, recipe, clock, trained_until)
+            finish_epoch(run, recipe, scores, trained_until)
             if clock.time_used() >= 1:
                 progress.limit_reached = args.max_minutes
-            written = save_epoch(out, progress, scores, save)
+            written = run.save_epoch(scores)
             if distributed.rank() == 0:
                 print_epoch(progress, recipe.epochs, data_wait)
             if clock.poll() and not progress.is_finished(recipe.epochs, args.max_minutes):
                 raise Stopped
     except Stopped:
-        leave_resumable(out, progress, save)
+        run.leave_resumable()
         return
     if not written:
         sys.exit(f"error: done, but the last save failed: {out} holds files of an earlier moment")
@@ -288,22 +285,84 @@ def describe_run(
     }
 
 
+@dataclass
+class Run:
+    """A training's folder, and what its checkpoints hold."""
+
+    out: Path
+    about: dict  # of `describe_run`
+    parallel: nn.Module | Pipeline
+    optimizer: torch.optim.Optimizer
+    scheduler: ReduceLROnPlateau
+    progress: Progress
+    clock: Clock
+
+    def save(self, name: str, scores: dict | None = None) -> bool:
+        """Collective: write a checkpoint with the keys of checkpoint.py. False if it cannot be."""
+        checkpoint = self.about | {
+            "model": whole_weights(self.parallel),
+            "epoch": self.progress.epoch,
+            "scores": scores,
+            "history": self.progress.history,
+            "seconds": self.clock.now(),
+        }
+        if name == "last.pt":
+            checkpoint["resume"] = {
+                "optimizer": whole_optimizer_state(self.parallel, self.optimizer),
+                "scheduler": self.scheduler.state_dict(),
+                "progress": self.progress.state(),
+            }
+        written = write_checkpoint(self.out / name, checkpoint)
+        self.clock.saved()
+        return written
+
+    def save_epoch(self, scores: dict) -> bool:
+        """Collective: best.pt if the epoch is the best, last.pt, history. False if one is missing.
+
+        progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
+        """
+        written = True
+        miou = scores["miou"] or 0.0
+        if miou > self.progress.best_miou:
+            written = self.save("best.pt", scores)
+            if written:
+                self.progress.best_miou = miou
+        written = self.save("last.pt", scores) and written
+        if distributed.rank() == 0:
+            written = self.write_history() and written
+        return written
+
+    def write_history(self) -> bool:
+        """history.csv in full precision and curves.svg. False, and said, if one is not written."""
+        history = self.progress.history
+        rows = [list(HISTORY), *(list(row.values()) for row in history)]
+        table, curves = self.out / "history.csv", self.out / "curves.svg"
+        drawing = curves_svg({self.out.resolve().name: history})
+        written = try_write(table, lambda: write_csv(table, rows))
+        return try_write(curves, lambda: write_atomically(curves, drawing.encode())) and written
+
+    def leave_resumable(self) -> None:
+        """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
+        epoch = self.progress.epoch + 1
+        if not self.save("last.pt"):
+            sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
+        distributed.say(f"interrupted in epoch {epoch}: the same command with --resume goes on")
+        ignore_signals()  # a second one during the interpreter's end would make it a failure
+        if torch.distributed.is_torchelastic_launched():
+            (self.out / MARKER).touch()
+            return
+        sys.exit(99)
+
+
 def train_one_epoch(
-    parallel: nn.Module | Pipeline,
-    loader: DataLoader,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    recipe: Recipe,
-    clock: Clock,
-    save: Callable[[str], bool],
-    amp: bool,
+    run: Run, loader: DataLoader, criterion: nn.Module, recipe: Recipe, amp: bool
 ) -> float:
     """From progress.step to the end of the epoch or of the time; the share spent waiting for data.
 
-    Raises Stopped after a signal, `progress` complete.
+    Collective. Raises Stopped after a signal, `run.progress` complete.
     """
-    device = next(parallel.parameters()).device
+    progress, clock = run.progress, run.clock
+    device = next(run.parallel.parameters()).device
     progress.loss_sum = torch.as_tensor(progress.loss_sum, device=device)
     steps = progress.step + len(loader)
     before: LossOfStep | None = None
@@ -314,9 +373,9 @@ def train_one_epoch(
         waited += clock.now() - asked
         time_used = clock.time_used()
         share = progress.share(progress.step, steps, recipe.epochs, time_used)
-        for group in optimizer.param_groups:
+        for group in run.optimizer.param_groups:
             group["lr"] = progress.lr * learning_rate_factor(recipe, time_used, share)
-        loss = training_step(parallel, criterion, optimizer, batch, amp)
+        loss = training_step(run.parallel, criterion, run.optimizer, batch, amp)
         progress.loss_sum += loss
         progress.step += 1
         if before:  # the device has this step to work on: it never waits for the host
@@ -331,7 +390,7 @@ def train_one_epoch(
             break
         if clock.save_is_due():
             before.check()
-            save("last.pt")
+            run.save("last.pt")
         asked = clock.now()
     if before:
         before.check()
@@ -366,16 +425,10 @@ def training_step(
     return loss.detach()
 
 
-def finish_epoch(
-    progress: Progress,
-    scores: dict,
-    scheduler: ReduceLROnPlateau,
-    recipe: Recipe,
-    clock: Clock,
-    trained_until: float,
-) -> None:
+def finish_epoch(run: Run, recipe: Recipe, scores: dict, trained_until: float) -> None:
     """Write the epoch's row, step the scheduler, move on to the next epoch."""
-    groups = scheduler.optimizer.param_groups
+    progress, groups = run.progress, run.optimizer.param_groups
+    now = run.clock.now()
     trained_images = progress.step * recipe.batch_size
     row = (
         progress.epoch + 1,
@@ -384,83 +437,14 @@ def finish_epoch(
         scores["miou"],
         scores["mpa"],
         groups[0]["lr"],
-        clock.now() - progress.epoch_began,
+        now - progress.epoch_began,
         trained_images / (trained_until - progress.epoch_began),
     )
     for group in groups:
         group["lr"] = progress.lr  # the plateau's own, without annealing
     if recipe.decay is None:
-        scheduler.step(scores["loss"])
-    progress.complete_epoch(dict(zip(HISTORY, row, strict=True)), groups[0]["lr"], clock.now())
-
-
-def save_epoch(out: Path, progress: Progress, scores: dict, save: Callable) -> bool:
-    """Collective: best.pt if the epoch is the best, last.pt, history. False if any was not written.
-
-    progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
-    """
-    written = True
-    miou = scores["miou"] or 0.0
-    if miou > progress.best_miou:
-        written = save("best.pt", scores)
-        if written:
-            progress.best_miou = miou
-    written = save("last.pt", scores) and written
-    if distributed.rank() == 0:
-        written = write_history(out, progress.history) and written
-    return written
-
-
-def save_run(
-    out: Path,
-    parallel: nn.Module | Pipeline,
-    optimizer: torch.optim.Optimizer,
-    scheduler: ReduceLROnPlateau,
-    progress: Progress,
-    clock: Clock,
-    about: dict,
-    name: str,
-    scores: dict | None = None,
-) -> bool:
-    """Collective: write a checkpoint with the keys of checkpoint.py. False if it cannot be."""
-    checkpoint = about | {
-        "model": whole_weights(parallel),
-        "epoch": progress.epoch,
-        "scores": scores,
-        "history": progress.history,
-        "seconds": clock.now(),
-    }
-    if name == "last.pt":
-        checkpoint["resume"] = {
-            "optimizer": whole_optimizer_state(parallel, optimizer),
-            "scheduler": scheduler.state_dict(),
-            "progress": progress.state(),
-        }
-    written = write_checkpoint(out / name, checkpoint)
-    clock.saved()
-    return written
-
-
-def write_history(out: Path, history: list[dict]) -> bool:
-    """history.csv in full precision and curves.svg. False, and said, if one cannot be written."""
-    rows = [list(HISTORY), *(list(row.values()) for row in history)]
-    table, curves = out / "history.csv", out / "curves.svg"
-    drawing = curves_svg({out.resolve().name: history})
-    written = try_write(table, lambda: write_csv(table, rows))
-    return try_write(curves, lambda: write_atomically(curves, drawing.encode())) and written
-
-
-def leave_resumable(out: Path, progress: Progress, save: Callable[[str], bool]) -> None:
-    """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
-    epoch = progress.epoch + 1
-    if not save("last.pt"):
-        sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
-    distributed.say(f"interrupted in epoch {epoch}: the same command with --resume goes on")
-    ignore_signals()  # a second one during the interpreter's end would make it a failure
-    if torch.distributed.is_torchelastic_launched():
-        (out / MARKER).touch()
-        return
-    sys.exit(99)
+        run.scheduler.step(scores["loss"])
+    progress.complete_epoch(dict(zip(HISTORY, row, strict=True)), groups[0]["lr"], now)
 
 
 class LossOfStep:

@@ -90,7 +90,7 @@ def arm(kill: Kill) -> None:
         "half": (files, "open"),
         "flush": (os, "fsync"),
         "rename": (os, "replace"),
-        "history": (train, "write_history"),
+        "history": (train.Run, "write_history"),
     }[kill.moment]
     before: Callable = getattr(owner, name, open)
     calls = 0
