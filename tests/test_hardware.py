@@ -33,7 +33,7 @@ from segmentation.hardware import (
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 FLAGS = ("--model", "unet", "--encoder-weights", "none", "--workers", 0, "--augment", 0)
-FLAGS += ("--batch-size", 8, "--image-size", 32, 32)
+FLAGS += ("--batch-size", 8, "--image-size", 32, 32, "--device", "cpu")
 
 
 class Pixelwise(nn.Module):
@@ -377,7 +377,12 @@ def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_pa
     seen = []
     loader = train.make_loader
     monkeypatch.setattr(train, "usual_workers", lambda device: 7)
-    monkeypatch.setattr(train, "make_loader", lambda *a: (seen.append(a[2]), loader(*a[:2], 0, CPU))[1])
+
+    def make_loader(samples, order, workers, device):
+        seen.append(workers)
+        return loader(samples, order, 0, device)
+
+    monkeypatch.setattr(train, "make_loader", make_loader)
     place = FLAGS.index("--workers")
     flags = ("--data", tiny_folder, *FLAGS[:place], *FLAGS[place + 2 :], "--epochs", 1)
     assert run_script("train", *flags, "--out", tmp_path / "run") == 0
