@@ -32,7 +32,18 @@ from segmentation.hardware import (
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-FLAGS = ("--model", "unet", "--encoder-weights", "none", "--workers", 0, "--augment", 0)
+FLAGS = (
+    "--device",
+    "cpu",
+    "--model",
+    "unet",
+    "--encoder-weights",
+    "none",
+    "--workers",
+    0,
+    "--augment",
+    0,
+)
 FLAGS += ("--batch-size", 8, "--image-size", 32, 32)
 
 
