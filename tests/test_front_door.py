@@ -103,6 +103,5 @@ def test_two_ranks_that_share_a_model_train_as_one_process(run, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_compiled_model_trains_as_any(run, ranks):
-    assert_same_training(run("segformer", "--compile", ranks=ranks), run("segformer"))
+def test_a_compiled_model_trains_as_any(run):
+    assert_same_training(run("segformer", "--compile"), run("segformer"))
