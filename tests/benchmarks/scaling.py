@@ -84,9 +84,9 @@ def sums_of(step: Callable[[], None]) -> list[torch.Tensor]:
     """What a step sums over ranks beside the gradient: of the loss and BatchNorms, both ways."""
     sent, all_reduce = [], dist.all_reduce
 
-    def noted(x: torch.Tensor) -> None:
+    def noted(x: torch.Tensor, **options: object) -> None:
         sent.append(x)
-        all_reduce(x)
+        all_reduce(x, **options)
 
     dist.all_reduce = noted
     try:
