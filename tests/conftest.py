@@ -1,9 +1,12 @@
-"""What tests share: a cache of their own, and scripts run inside the test's process."""
+"""What tests share: a cache, a folder, trained models, and scripts run in the test's process."""
 
+import fcntl
 import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in child processes
@@ -12,7 +15,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in
 import numpy as np
 import pytest
 from PIL import Image
-from torch import nn
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,9 +26,44 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(name, make) -> a folder that make(folder) filled, once for all processes that test."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = root / "shared" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if lock.tell() == 0:
+                make(folder)
+                lock.write("made")
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(made_once: Callable[..., Path]) -> Path:
     """24 pairs of 40 x 56: a bright disc (1), a dark box (2) on noise (0), some pixels ignored."""
-    root = tmp_path_factory.mktemp("tiny")
+    return made_once("tiny", write_pairs)
+
+
+@pytest.fixture(scope="session")
+def trained(made_once: Callable[..., Path], tiny_folder: Path) -> Callable[[str], Path]:
+    """Of a model the folder of a finished run of three epochs. To be read only."""
+
+    def train(model: str, out: Path) -> None:
+        rate = {"unet": 0.002, "segformer": 0.001}[model]
+        paths = ("--model", model, "--lr", rate, "--data", tiny_folder, "--out", out)
+        flags = "--encoder-weights none --epochs 3 --batch-size 8 --augment 8 --workers 0 --seed 3"
+        assert run_script("train", *paths, *flags.split()) == 0
+
+    return lambda model: made_once(model, partial(train, model))
+
+
+def write_pairs(root: Path) -> None:
     rows, columns = np.mgrid[:40, :56]
     for number in range(24):
         generator = np.random.default_rng(number)
@@ -40,7 +77,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder, array in (("images", image.clip(0, 255).astype(np.uint8)), ("masks", mask)):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(root / folder / f"{number:02}.png")
-    return root
 
 
 def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> None:
@@ -52,10 +88,6 @@ def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> Non
     one, other = np.array(found), np.array(expected)
     assert (one.sum(1) == other.sum(1)).all()  # what is true is no float
     assert np.abs(one - other).sum() / 2 <= 1e-3 * other.sum()
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def run_script(name: str, *arguments: object) -> int:

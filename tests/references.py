@@ -1,11 +1,11 @@
-"""transformers' own SegFormers with shuffled weights, and the sentence of what is refused."""
+"""transformers' own SegFormers with shuffled weights, sizes, the sentence of what is refused."""
 
 import contextlib
 
 import pytest
 import torch
+import transformers  # loads its models when they are first named
 from torch import nn
-from transformers import SegformerConfig
 
 from segmentation.errors import BadInput
 from segmentation.models.mix_transformer import VARIANTS
@@ -27,9 +27,9 @@ def shuffled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def reference_config(variant: str) -> SegformerConfig:
+def reference_config(variant: str) -> "transformers.SegformerConfig":
     channels, depths = VARIANTS[variant]
-    return SegformerConfig(
+    return transformers.SegformerConfig(
         hidden_sizes=list(channels),
         depths=list(depths),
         decoder_hidden_size=256 if variant in ("b0", "b1") else 768,
@@ -45,3 +45,7 @@ def refused(*parts: str):
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

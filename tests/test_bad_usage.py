@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from child_processes import ROOT
 from conftest import run_script
-from killed_process import ROOT
 from PIL import Image
 from test_checkpoint import Hostile, truncated
 
@@ -32,17 +32,10 @@ class Place(NamedTuple):
     init: Path
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "unet"
-    assert run_script("train", "--data", tiny_folder, *FLAGS, "--out", out) == 0
-    return out
-
-
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path, trained: Path) -> Place:
+def place(tmp_path: Path, tiny_folder: Path, trained: Callable[[str], Path]) -> Place:
     shutil.copytree(tiny_folder, tmp_path / "data")
-    shutil.copy(trained / "best.pt", tmp_path / "init.pt")
+    shutil.copy(trained("unet") / "best.pt", tmp_path / "init.pt")
     return Place(tmp_path / "data", tmp_path / "run", tmp_path / "init.pt")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_process import context, is_equal, run_in_child
+from child_processes import context, is_equal, run_in_child
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
 from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint

@@ -1,6 +1,7 @@
 """evaluate.py: scores of several checkpoints, images without masks, what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,16 @@ def train(out: Path, folder: Path, *flags: object) -> Path:
 
 @pytest.fixture(scope="module", params=["own size", "32 x 48"])
 def checkpoint(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_folder: Path,
+    trained: Callable[[str], Path],
 ) -> Path:
     """One that was trained on the images as they are, and one on resized images."""
-    size = ("--image-size", 32, 48) if request.param == "32 x 48" else ()
-    return train(tmp_path_factory.mktemp("runs") / "a", tiny_folder, *size)
+    if request.param == "own size":
+        return trained("segformer") / "best.pt"
+    out = tmp_path_factory.mktemp("runs") / "resized"
+    return train(out, tiny_folder, "--image-size", 32, 48)
 
 
 @pytest.fixture

@@ -92,10 +92,6 @@ def test_two_ranks_train_as_one_process(run, model):
     assert_same_training(run(model, ranks=2), run(model))
 
 
-def test_workers_change_no_bit(run):
-    assert history(run("segformer", "--workers 2")) == history(run("segformer"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["fsdp", "pipeline"])
 def test_two_ranks_that_share_a_model_train_as_one_process(run, way):

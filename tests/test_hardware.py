@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from child_processes import ROOT
 from conftest import run_script
-from killed_process import ROOT
 from PIL import Image
 from torch import Tensor, nn
 

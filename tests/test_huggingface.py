@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from references import NAMES, reference_config, refused, shuffled
 from safetensors.torch import load_file
 from torch import nn
-from transformers import SegformerForSemanticSegmentation
 
 from segmentation.models.mix_transformer import VARIANTS
 from segmentation.models.segformer import SegFormer
@@ -21,13 +21,15 @@ from segmentation.pretrained.names import DECODER_LAYERS, layer_names, recognise
 def folder(tmp_path_factory) -> Path:
     """A SegFormer-B0 as save_pretrained leaves it: config.json and model.safetensors."""
     path = tmp_path_factory.mktemp("segformer-b0")
-    shuffled(SegformerForSemanticSegmentation(reference_config("b0"))).save_pretrained(path)
+    shuffled(transformers.SegformerForSemanticSegmentation(reference_config("b0"))).save_pretrained(
+        path
+    )
     return path
 
 
 @pytest.fixture(scope="module")
 def reference(folder) -> nn.Module:
-    return SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+    return transformers.SegformerForSemanticSegmentation.from_pretrained(folder).eval()
 
 
 def normalised(image: torch.Tensor, model: SegFormer) -> torch.Tensor:
@@ -50,7 +52,7 @@ def compare_logits(reference: nn.Module, model: SegFormer, size: tuple[int, int]
     ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
 )
 def test_logits_are_those_of_transformers(variant, tmp_path):
-    reference = shuffled(SegformerForSemanticSegmentation(reference_config(variant)))
+    reference = shuffled(transformers.SegformerForSemanticSegmentation(reference_config(variant)))
     reference.save_pretrained(tmp_path)
     model = SegFormer.from_huggingface(tmp_path)
     assert model.classes == NAMES
@@ -61,7 +63,9 @@ def test_logits_are_those_of_transformers(variant, tmp_path):
 
 def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(folder):
     """1e-5 for 1e-6 in a block's norm changes the sixth digit: float32 would not show it."""
-    reference = SegformerForSemanticSegmentation.from_pretrained(folder).double().eval()
+    reference = (
+        transformers.SegformerForSemanticSegmentation.from_pretrained(folder).double().eval()
+    )
     model = SegFormer.from_huggingface(folder).double()
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(1, 3, 75, 101, dtype=torch.float64, generator=generator)

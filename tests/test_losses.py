@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 
 from segmentation import TverskyLoss
@@ -69,6 +68,8 @@ def test_half_and_half_is_dice_and_one_and_one_is_jaccard():
 
 @pytest.mark.parametrize("alpha, beta", [(0.3, 0.7), (0.8, 0.2)])
 def test_value_and_gradient_equal_segmentation_models_pytorch(alpha: float, beta: float):
+    import segmentation_models_pytorch as smp  # seconds, which other tests need not wait for
+
     logits, target = random_case()
     logits.requires_grad_()
     oracle = smp.losses.TverskyLoss(

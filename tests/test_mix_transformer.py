@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import parameter_count
-from transformers import SegformerConfig, SegformerModel
+import transformers
+from references import parameter_count
 
 from segmentation.models.layers import keyed_uniform
 from segmentation.models.mix_transformer import (
@@ -25,7 +25,9 @@ def test_mit_b0_has_the_published_number_of_parameters():
 def test_every_variant_has_as_many_parameters_as_transformers(variant):
     channels, depths = VARIANTS[variant]
     with torch.device("meta"):
-        theirs = SegformerModel(SegformerConfig(hidden_sizes=list(channels), depths=list(depths)))
+        theirs = transformers.SegformerModel(
+            transformers.SegformerConfig(hidden_sizes=list(channels), depths=list(depths))
+        )
         assert parameter_count(MixTransformer(variant)) == parameter_count(theirs)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from references import reference_config, refused, shuffled
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
-from transformers import SegformerForImageClassification
 
 from segmentation import pretrained
 from segmentation.models.mix_transformer import BLOCK_NORM_EPS, MixTransformer
@@ -34,7 +34,7 @@ def legacy_state(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """An ImageNet MiT-b0 in transformers, and its tensors as in nvidia/mit-b0."""
-    model = shuffled(SegformerForImageClassification(reference_config("b0")))
+    model = shuffled(transformers.SegformerForImageClassification(reference_config("b0")))
     return model, legacy_state(model, tmp_path_factory.mktemp("mit-b0"))
 
 
@@ -93,7 +93,7 @@ def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
         "nvlabs": nvlabs(state),
     }[layout]
     torch.save(state, tmp_path / "mit.pth")
-    reference = SegformerForImageClassification(reference_config("b0"))
+    reference = transformers.SegformerForImageClassification(reference_config("b0"))
     reference.load_state_dict(model.state_dict())
     for name, module in reference.named_modules():
         if name.endswith(("layernorm_before", "layernorm_after")) or re.search(
@@ -179,7 +179,7 @@ def test_shapes_that_differ_are_told_with_both(classifier, tmp_path):
 )
 def test_another_variants_file_is_named(held, wanted, tmp_path):
     with torch.device("meta"):
-        state = SegformerForImageClassification(reference_config(held)).state_dict()
+        state = transformers.SegformerForImageClassification(reference_config(held)).state_dict()
     torch.save({k: torch.zeros(()).expand(v.shape) for k, v in state.items()}, tmp_path / "mit.bin")
     with refused(f"holds MiT-{held}, the model is {wanted}", f"--variant {held}"):
         load_encoder_weights(SegFormer(2, wanted), tmp_path / "mit.bin")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,8 +22,6 @@ from segmentation.report.curves import COLOURS, curve_panels, curves_svg
 from segmentation.report.sections import duration
 from segmentation.report.tables import Entry, choose_examples, index_of_best
 
-TINY = "--epochs 2 --batch-size 8 --augment 8".split()
-FLAGS = [*TINY, *"--encoder-weights none --workers 0 --seed 3".split()]
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -35,13 +34,9 @@ HOSTILE = "<script>alert('1')</script>&\""  # the name of a class
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> list[Path]:
+def runs(trained: Callable[[str], Path]) -> list[Path]:
     """Two checkpoints of the same data."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, rate in (("slow", 1e-4), ("quick", 3e-3)):
-        paths = ("--data", tiny_folder, "--out", root / name)
-        assert run_script("train", "--model", "unet", "--lr", rate, *FLAGS, *paths) == 0
-    return [root / "slow" / "last.pt", root / "quick" / "last.pt"]
+    return [trained(model) / "last.pt" for model in ("unet", "segformer")]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +136,7 @@ def test_the_report_names_every_convention_and_how_the_model_came_about(
         "generic: 3 test images",
         read_checkpoint(runs[1])["command"],
         "averaged over flips",
-        "2 epochs, batch 8, learning rate 0.003",
+        "3 epochs, batch 8, learning rate 0.001",
         "none: trained from random numbers",
         f"torch {torch.__version__}",
     ):
@@ -195,16 +190,16 @@ def test_a_comparison_has_a_column_a_model_and_says_where_each_wins(
     assert by_class[0] == [
         "class",
         "share",
-        "IoU slow",
-        "IoU quick",
-        "accuracy slow",
-        "accuracy quick",
+        "IoU unet",
+        "IoU segformer",
+        "accuracy unet",
+        "accuracy segformer",
     ]
     for row in by_class[1:]:
         assert [float(row[2]), float(row[3])] == [each["iou"][row[0]] for each in scores]
     text = Elements((comparison / "report.html").read_text()).text
     led = 0  # images shown because a model leads there
-    for index, name in enumerate(("slow", "quick")):
+    for index, name in enumerate(("unet", "segformer")):
         other = scores[1 - index]
         classes = sum(value > other["iou"][key] for key, value in scores[index]["iou"].items())
         pairs = zip(scores[index]["images"], other["images"], strict=True)
@@ -264,30 +259,34 @@ def test_checkpoints_without_a_history_have_a_report(runs: list[Path], tmp_path:
     told = dict(table_rows(tmp_path / "report.html", "Runs")[1:])
     for fact in ("command", "training time", "hardware", "software"):
         assert told[fact] == "unknown"
-    assert told["recipe"] == "2 epochs, batch 8, learning rate 0.0001"
+    assert told["recipe"] == "3 epochs, batch 8, learning rate 0.002"
 
 
 def test_the_report_of_an_average_says_how_its_members_were_trained(
     runs: list[Path], tmp_path: Path
 ):
-    average = tmp_path / "average.pt"
-    assert run_script("ensemble", *runs, "--weights", 1, 3, "--out", average) == 0
+    members, average = [*runs, runs[0]], tmp_path / "average.pt"
+    assert run_script("ensemble", *members, "--weights", 1, 3, 1, "--out", average) == 0
     assert run_script("evaluate", average, "--out", tmp_path, "--top", 0) == 0
     rows = table_rows(tmp_path / "report.html", "Runs")
     heads, *facts = rows
-    assert heads == ["", "average", "average: unet 1", "average: unet 2"]
+    assert heads == [
+        "",
+        "average",
+        *(f"average: {name}" for name in ("unet 1", "segformer", "unet 2")),
+    ]
     told = {name: values for name, *values in facts}
-    assert told["checkpoint"] == [str(average), *map(str, runs)]
-    recipes = ["2 epochs, batch 8, learning rate 0.0001", "2 epochs, batch 8, learning rate 0.003"]
-    assert told["recipe"] == [f"weighted average of {runs[0]}, {runs[1]}", *recipes]
-    assert told["seed"] == ["none", "3", "3"]
-    assert told["command"][1:] == [read_checkpoint(run)["command"] for run in runs]
+    assert told["checkpoint"] == [str(average), *map(str, members)]
+    rates = [f"3 epochs, batch 8, learning rate {rate}" for rate in (0.002, 0.001, 0.002)]
+    assert told["recipe"] == [f"weighted average of {', '.join(map(str, members))}", *rates]
+    assert told["seed"] == ["none", "3", "3", "3"]
+    assert told["command"][1:] == [read_checkpoint(member)["command"] for member in members]
     assert told["encoder weights"] == [
-        "members: none, none",
-        *["none: trained from random numbers"] * 2,
+        "members: none, none, none",
+        *["none: trained from random numbers"] * 3,
     ]
     own = [model.split(", ")[1] for model in told["model"]]
-    assert own[1] == own[2] and int(own[0].split()[0].replace(",", "")) > 2 * 10**7
+    assert own[1] == own[3] != own[2] and int(own[0].split()[0].replace(",", "")) > 2 * 10**7
     assert "None" not in str(rows)
 
 
@@ -369,7 +368,7 @@ def test_curves_of_odd_histories_are_drawn_or_say_that_there_are_none(
 def test_training_draws_its_curves(runs: list[Path]):
     text = (runs[0].parent / "curves.svg").read_text()
     ET.fromstring(text)
-    assert all(len(line) == 2 for line in points(text)) and len(points(text)) == 5
+    assert all(len(line) == 3 for line in points(text)) and len(points(text)) == 5
 
 
 def in_browser(page: Path, script: str, folder: Path) -> tuple[dict, list[str]]:
@@ -442,4 +441,4 @@ def test_a_browser_shows_the_comparison(comparison: Path, tmp_path: Path):
     assert not said
     assert (shown["loaded"], shown["rows"], shown["cells"]) == (True, 3, 18)
     assert shown["pictures"] == 6 * articles and shown["scroll"] <= 0
-    assert shown["opened"][1].count(", slow: mIoU") == shown["next"].count(", quick: mIoU") == 1
+    assert shown["opened"][1].count(", unet: mIoU") == shown["next"].count(", segformer: mIoU") == 1

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from child_processes import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
-from killed_process import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data.datasets import open_dataset
@@ -23,7 +23,7 @@ KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
 FLAGS = "--batch-size 4 --augment 4 --image-size 32 32 --drop-path 0.1 --dropout 0.1".split()
 FLAGS += "--encoder-weights none --device cpu --workers 0".split()
-EPOCHS = 10
+EPOCHS = 3
 MOMENTS = {
     "step": 5,
     "update": 5,
@@ -55,8 +55,7 @@ def assert_same_run(out: Path, other: Path) -> None:
         assert one.keys() == two.keys()
         for key in one.keys() - set(MEASURED):
             assert is_equal(one[key], two[key]), (name, key)
-    assert rows(out) == rows(other)
-    assert len(rows(out)) == EPOCHS
+    assert rows(out) == rows(other) != []
 
 
 def rows(out: Path) -> list[dict]:
@@ -65,24 +64,26 @@ def rows(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+def test_killed_at_twenty_moments(tiny_folder: Path, tmp_path: Path):
     """One run, killed twenty times in a row, each time elsewhere and by one of four signals."""
+    long = ("--epochs", 10)
+    assert train(tiny_folder, tmp_path / "undisturbed", *long) == 0
     draw = random.Random(4)
     deaths = []
     while True:
         moment = draw.choice(list(MOMENTS))
         kill = Kill(draw.choice([KILL, *SIGNALS]), moment, draw.randint(1, MOMENTS[moment]))
         saving = draw.choice([(), ("--save-every", 1e-9)])
-        code = train(tiny_folder, tmp_path / "run", "--resume", *saving, kill=kill)
+        code = train(tiny_folder, tmp_path / "run", "--resume", *long, *saving, kill=kill)
         if code == 0:
             break
         assert code == (-KILL if kill.signal == KILL else 99), kill
         deaths.append(kill)
         if len(deaths) == 20:
-            assert train(tiny_folder, tmp_path / "run", "--resume") == 0
+            assert train(tiny_folder, tmp_path / "run", "--resume", *long) == 0
             break
     assert len(deaths) == 20
-    assert_same_run(tmp_path / "run", undisturbed)
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
     assert not list((tmp_path / "run").glob(".*"))
 
 
@@ -143,8 +144,13 @@ def test_a_held_folder_is_refused_and_torchrun_restarting_implies_resume(
     assert_same_run(out, undisturbed)
 
 
+def test_workers_change_no_bit(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+    assert train(tiny_folder, tmp_path / "run", "--workers", 2) == 0
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
 def test_more_epochs_later(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
-    assert train(tiny_folder, tmp_path / "run", "--epochs", 3) == 0
+    assert train(tiny_folder, tmp_path / "run", "--epochs", 1) == 0
     assert train(tiny_folder, tmp_path / "run", "--resume") == 0
     assert_same_run(tmp_path / "run", undisturbed)
 
@@ -152,14 +158,15 @@ def test_more_epochs_later(tiny_folder: Path, undisturbed: Path, tmp_path: Path)
 def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
     """The limit ends a run with 0, resuming adds nothing, a longer limit does."""
     arguments = ("--data", tiny_folder, *FLAGS, "--epochs", 10_000, "--out", tmp_path)
-    assert run_in_child("train", (*arguments, "--max-minutes", 0.05)) == 0
+    assert run_in_child("train", (*arguments, "--max-minutes", 0.02)) == 0
     first = read_checkpoint(tmp_path / "last.pt")
     last_epoch_began = first["seconds"] - first["history"][-1]["seconds"]
     # How long an epoch takes is the machine's affair.
-    assert last_epoch_began < 3 and first["seconds"] > 2
-    assert run_in_child("train", (*arguments, "--max-minutes", 0.05, "--resume")) == 0
+    assert last_epoch_began < 1.2 and first["seconds"] > 0.8
+    assert run_in_child("train", (*arguments, "--max-minutes", 0.02, "--resume")) == 0
     assert is_equal(read_checkpoint(tmp_path / "last.pt")["model"], first["model"])
-    assert run_in_child("train", (*arguments, "--max-minutes", 0.1, "--resume")) == 0
+    longer = first["seconds"] / 60 + 0.02
+    assert run_in_child("train", (*arguments, "--max-minutes", longer, "--resume")) == 0
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] > first["epoch"]
 
 

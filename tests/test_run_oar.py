@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from killed_process import ROOT
+from child_processes import ROOT
 
 JOB = 999_000_001
 PYTHON = '#!/bin/bash\nprintf "%s\\n" "$@" >> calls.txt\nexit 1\n'

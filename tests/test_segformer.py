@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import parameter_count
+from references import parameter_count
 from torch import nn
 
 from segmentation.models.mix_transformer import VARIANTS

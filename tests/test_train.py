@@ -4,13 +4,14 @@ import csv
 import json
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from child_processes import Kill, is_equal, run_in_child
 from conftest import run_script
-from killed_process import Kill, is_equal, run_in_child
 from torch._dynamo.utils import counters
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
@@ -24,14 +25,9 @@ FLAGS = "--encoder-weights none --epochs 3 --batch-size 8 --augment 8 --workers 
 
 
 @pytest.fixture(scope="module", params=["segformer", "unet"])
-def run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
-) -> Path:
+def run(request: pytest.FixtureRequest, trained: Callable[[str], Path]) -> Path:
     """A finished run of three epochs."""
-    out = tmp_path_factory.mktemp("runs") / request.param
-    paths = ("--data", tiny_folder, "--out", out)
-    assert run_script("train", "--model", request.param, *FLAGS, *paths) == 0
-    return out
+    return trained(request.param)
 
 
 def test_a_run_leaves_what_it_says(run: Path):

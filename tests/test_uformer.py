@@ -130,19 +130,13 @@ def test_half_precision_members_are_averaged_in_full():
     assert model(IMAGE).dtype == torch.float32
 
 
-FLAGS = "--encoder-weights none --epochs 1 --batch-size 8 --augment 0 --workers 0".split()
+FLAGS = "--encoder-weights none --epochs 1 --batch-size 8 --augment 0 --workers 0 --seed 3".split()
 
 
 @pytest.fixture(scope="module")
-def members(tmp_path_factory, tiny_folder):
-    """best.pt of a U-Net and a SegFormer, an epoch each."""
-    files = []
-    for model in ("unet", "segformer"):
-        out = tmp_path_factory.mktemp("members") / model
-        paths = ("--data", tiny_folder, "--out", out)
-        assert run_script("train", "--model", model, *FLAGS, *paths) == 0
-        files.append(out / "best.pt")
-    return files
+def members(trained):
+    """best.pt of a U-Net and a SegFormer."""
+    return [trained(model) / "best.pt" for model in ("unet", "segformer")]
 
 
 @pytest.mark.parametrize(("frozen", "count"), [(True, 3), (False, 2)])

@@ -1,7 +1,7 @@
 """U-Net: torchvision's own ResNet18 features, and every skip in use."""
 
 import torch
-from conftest import parameter_count
+from references import parameter_count
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor

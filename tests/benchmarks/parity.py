@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -225,25 +226,26 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     )
 
 
-def launch(ranks: int, cases: list[dict], timeout: float = 900) -> list[list[dict]]:
+def launch(ranks: int, cases: list[dict], start: Callable | None = None) -> list[list[dict]]:
     """Run cases one after another in one start of so many ranks: [case][rank] -> what `run` gives.
 
     Other ranks than the first leave out the tensors, which would fill gigabytes: a digest will do.
+    start: of `worker` on so many ranks; None: torchrun's.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={ranks}".split()
-        work = [__file__, "--worker", folder, json.dumps(cases)]
-        subprocess.run(
-            [sys.executable, *torchrun, *work],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=timeout,
-            check=True,
-        )
+        (start or torchrun)(ranks, worker, folder, cases)
         files = [
             [Path(folder) / f"{case}-{rank}.pt" for rank in range(ranks)]
             for case in range(len(cases))
         ]
         return [[torch.load(file) for file in row] for row in files]
+
+
+def torchrun(ranks: int, _: Callable, folder: str, cases: list[dict]) -> None:
+    flags = f"-m torch.distributed.run --standalone --nproc_per_node={ranks}".split()
+    work = [__file__, "--worker", folder, json.dumps(cases)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *flags, *work], env=environment, timeout=900, check=True)
 
 
 def worker(folder: str, cases: list[dict]) -> None:

@@ -1,9 +1,10 @@
-"""Scripts in child processes that kill themselves at a chosen moment, and know nothing of it."""
+"""Processes of one server that loads torch once: ranks, and scripts that a signal stops."""
 
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,35 @@ from typing import Any, NamedTuple
 
 import torch
 
+from segmentation import distributed
+
 ROOT = Path(__file__).resolve().parent.parent
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train"])
+
+
+def run_ranks(count: int, work: Callable, *arguments: object) -> None:
+    """work(*arguments) in so many processes with the environment that torchrun gives to ranks."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    group["WORLD_SIZE"] = str(count)
+    started = []
+    for number in range(count):
+        own = group | {"RANK": str(number), "LOCAL_RANK": str(number)}
+        started.append(context.Process(target=rank, args=(own, work, arguments)))
+        started[-1].start()
+    for process in started:
+        process.join(900)
+        assert process.exitcode == 0
+
+
+def rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    work(*arguments)
+    distributed.leave()
 
 
 class Kill(NamedTuple):
