@@ -6,11 +6,13 @@ A direction is an angle counter-clockwise from the x axis, in radians.
 import math
 from collections.abc import Callable
 from functools import reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 
 Point = ndarray  # x, y
 Points = ndarray  # n x 2
@@ -62,11 +64,11 @@ def disc(centre: Point, radius: float) -> Shape:
 def polygon(*parts: Points) -> Shape:
     """The convex hull of points. Its distance is the largest one to the line through a side."""
     points = np.concatenate(parts)
-    corners = convex_hull(points)
     sides = []
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        length = math.hypot(bx - ax, by - ay)
-        nx, ny = (by - ay) / length, (ax - bx) / length
+    for (ax, ay), (bx, by) in pairwise(convex_hull(points)):
+        dx, dy = bx - ax, by - ay
+        length = math.hypot(dx, dy)
+        nx, ny = dy / length, -dx / length
         sides.append((nx, ny, nx * ax + ny * ay))
 
     def distance(x: ndarray, y: ndarray) -> ndarray:
@@ -76,13 +78,15 @@ def polygon(*parts: Points) -> Shape:
 
 
 def convex_hull(points: Points) -> Corners:
-    """The corners of the hull, counter-clockwise: Andrew's lower and upper chain."""
+    """The closed path around the points, counter-clockwise: Andrew's lower and upper chain."""
     ordered = sorted(map(tuple, points.tolist()))
-    return _left_turns(ordered) + _left_turns(ordered[::-1])
+    lower = _left_turns(ordered)
+    upper = _left_turns(ordered[::-1])
+    return lower[:-1] + upper
 
 
 def _left_turns(points: Corners) -> Corners:
-    """The points at which a path to the last one turns left, without the last one itself."""
+    """The first point, those at which the path to the last one turns left, and the last one."""
     kept: Corners = []
     for x, y in points:
         while len(kept) >= 2:
@@ -91,23 +95,23 @@ def _left_turns(points: Corners) -> Corners:
                 break
             kept.pop()
         kept.append((x, y))
-    return kept[:-1]
+    return kept
 
 
-def strokes(pairs: ndarray, width: float) -> Shape:
+def strokes(pairs: ArrayLike, width: float) -> Shape:
     """Strokes of a pen of that width between the two points of each pair (n x 2 x 2)."""
+    ends = np.array(pairs)
 
     def distance(x: ndarray, y: ndarray) -> ndarray:
-        nearest = np.full_like(x, np.inf)
-        for (ax, ay), (bx, by) in pairs.tolist():
+        distances = []
+        for (ax, ay), (bx, by) in ends.tolist():
             dx, dy = bx - ax, by - ay
             along = ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy)
             t = np.clip(along, 0, 1)
-            to_stroke = np.hypot(x - ax - t * dx, y - ay - t * dy)
-            nearest = np.minimum(nearest, to_stroke)
-        return nearest - width / 2
+            distances.append(np.hypot(x - ax - t * dx, y - ay - t * dy))
+        return reduce(np.minimum, distances) - width / 2
 
-    return Shape(distance, pairs.reshape(-1, 2), width / 2)
+    return Shape(distance, ends.reshape(-1, 2), width / 2)
 
 
 def turn(angle: float) -> ndarray:
@@ -121,7 +125,7 @@ def direction(angle: float) -> Point:
     return turn(angle)[0]
 
 
-def offset(along: float, across: float, angle: float) -> Point:
+def offset(along: float, across: float, angle: float = 0.0) -> Point:
     """The vector with these parts along and across (to the left of) a direction."""
     return np.array([along, across]) @ turn(angle)
 
@@ -146,7 +150,7 @@ def oval(
 ) -> Points:
     """Sixteen points of a superellipse: power 2 is an ellipse, 6 a rounded rectangle."""
     around = (np.arange(16) + 0.5) * np.pi / 8
-    circle = np.stack([np.cos(around), np.sin(around)], axis=1)
+    circle = np.array([np.cos(around), np.sin(around)]).T
     unit = np.sign(circle) * np.abs(circle) ** (2 / power) / 2
     return unit * (length, width) @ turn(angle) + centre
 

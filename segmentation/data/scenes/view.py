@@ -28,7 +28,7 @@ FINE = (0, 0.1, 0.1, 0.2)
 
 def rgb(code: int) -> Colour:
     """The linear light of a display colour 0xRRGGBB."""
-    return (np.array(red_green_blue(code), dtype=np.float32) / 255) ** 2
+    return (np.array(red_green_blue(code), np.float32) / 255) ** 2
 
 
 class View:
@@ -49,31 +49,32 @@ class View:
         self.sun = reach * direction(azimuth)
         self.yaw = turn(rng.uniform(0, 2 * np.pi))
 
-        v, u = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+        v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
         u = (u - width / 2) * self.pixel
         v = (v - height / 2) * self.pixel
         (cos, sin), _ = self.yaw.tolist()
         self.x = cos * u - sin * v
         self.y = sin * u + cos * v
-        self.noise = [self._draw_noise(cell, size) for cell in (6.0, 1.5, 0.5, 0.2)]
 
         self.albedo = np.zeros((height, width, 3), np.float32)
         self.light = np.ones(size, np.float32)  # fraction of the direct sun
         self.mask = np.zeros(size, np.uint8)
+        self.noise = [self._draw_noise(cell) for cell in (6.0, 1.5, 0.5, 0.2)]
         self.taken: list[Shape] = []
 
-    def _draw_noise(self, cell: float, size: tuple[int, int]) -> ndarray:
+    def _draw_noise(self, cell: float) -> ndarray:
         """Smooth noise about zero, H x W.
 
         Its grid covers the widest view, so every size draws the same numbers.
         """
         cells = round(32 / cell) + 2
-        grid = Image.fromarray(self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
-        reach = np.array(size[::-1]) * self.pixel / cell / 2
-        left, top = cells / 2 - reach
-        right, bottom = cells / 2 + reach
-        box = (left, top, right, bottom)
-        return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        grid = self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+        size = self.mask.shape[::-1]
+        middle = cells / 2
+        reach = np.array(size) * self.pixel / cell / 2
+        box = (*(middle - reach), *(middle + reach))
+        seen = Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC, box)
+        return np.asarray(seen)
 
     def draw_colour(self, *codes: int) -> Colour:
         """One of the display colours, a little lighter or darker and a little off its hue."""
@@ -147,8 +148,8 @@ class View:
         reach = (shape.margin + margin) / self.pixel + 1
         first = (points.min(axis=0) - reach).astype(int)
         last = (points.max(axis=0) + reach).astype(int)
-        left, top = first.clip(min=0).tolist()
-        right, bottom = (last + 1).clip(min=0).tolist()
+        left, top = first.clip(0)
+        right, bottom = (last + 1).clip(0)
         window = slice(top, bottom), slice(left, right)
         return window, shape.distance(self.x[window], self.y[window])
 
@@ -162,11 +163,10 @@ class View:
         """Cover what lies below with the area."""
         window, distance = self._distance(area)
         self.mask[window][distance < 0] = label
-        if distance.size:
-            cover = np.clip(0.5 - distance / self.pixel, 0, 1)
-            colour = texture(window) if callable(texture) else texture
-            self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
-            self.light[window] += cover * (np.float32(light) - self.light[window])
+        cover = np.clip(0.5 - distance / self.pixel, 0, 1)
+        colour = texture(window) if callable(texture) else texture
+        self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
+        self.light[window] += cover * (np.float32(light) - self.light[window])
 
     def shade(
         self,
@@ -217,5 +217,5 @@ class View:
         linear = self.albedo * light * (exposure * (1 - haze)) + haze
         display = (np.sqrt(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
         blurred = np.asarray(Image.fromarray(display).filter(ImageFilter.GaussianBlur(blur)))
-        speckle = rng.standard_normal(linear.shape, dtype=np.float32) * np.float32(noise)
+        speckle = noise * rng.standard_normal(linear.shape, np.float32)
         return np.clip(blurred + speckle, 0, 255).astype(np.uint8)
