@@ -1,9 +1,12 @@
 """What lies flat: lawn, paths, the street, pool and pond. Rocks, as they lie about a pond."""
 
+from itertools import pairwise
+from math import pi
+
 import numpy as np
 
 from .ids import DIRT, GRASS, GRAVEL, PAVED, POOL, ROCKS, WATER
-from .shapes import Point, Points, blob, draw_waves, offset, oval, rectangle, strokes
+from .shapes import Point, Points, blob, disc, draw_waves, offset, oval, rectangle, strokes
 from .view import View, rgb
 
 
@@ -11,9 +14,8 @@ def paint_ground(view: View) -> None:
     """Lawn or dry meadow, with bare earth in places."""
     rng = view.rng
     lawn = view.draw_colour(0x68843E, 0x7C8A4E, 0x58783C, 0x8C8A58)
-    everywhere = slice(None), slice(None)
-    view.albedo[:] = view.grain(lawn, 0.25, 0.25, 0.15, 0.3)(everywhere)
-    view.mask[:] = GRASS
+    everywhere = disc(offset(0, 0), view.extent)
+    view.paint(everywhere, GRASS, view.grain(lawn, 0.25, 0.25, 0.15, 0.3))
     for _ in range(rng.integers(1, 5)):
         earth = view.draw_colour(0x8C7050, 0x7A6248, 0x9C8664)
         place = rng.uniform(-0.5, 0.5, 2) * view.extent
@@ -41,23 +43,26 @@ def paint_paths(
     view.paint(drive, *surface)
 
     middle = house.mean(axis=0)
-    end = np.array([rng.uniform(-0.5, 0.5) * view.extent, street])
+    end = offset(rng.uniform(-0.5, 0.5) * view.extent, street)
     aside = rng.uniform(-1.5, 1.5)
     behind = rng.choice([-1, 1]) * (np.ptp(house[:, 1]) / 2 + 1)
-    terrace = middle + np.array([aside, behind])
+    terrace = middle + offset(aside, behind)
     length = rng.uniform(4, 7)
     width = rng.uniform(3, 4.5)
     view.paint(rectangle(terrace, length, width), PAVED, bricks)
 
     t = np.linspace(0, 1, 9)[:, None]
-    swing = np.sin(t * np.pi) * rng.normal(0, 2.5, 2)
+    swing = np.sin(t * pi) * rng.normal(0, 2.5, 2)
     path = middle + t * (end - middle) + swing
-    pieces = np.stack([path[:-1], path[1:]], axis=1)
+    pieces = list(pairwise(path))
     view.paint(strokes(pieces, rng.uniform(1.3, 2.2)), GRAVEL, stones)
 
 
-def paint_street(view: View, middle: Point, width: float) -> None:
-    """Pavements on both sides of a carriageway with a broken line, and at times a crossing."""
+def paint_street(view: View, street: float, width: float) -> None:
+    """Pavements on both sides of a carriageway with a broken line, and at times a crossing.
+
+    street: y of its middle.
+    """
     rng = view.rng
     slab = view.draw_colour(0xACA8A0, 0x9C948C, 0xB8AA96)
     tar = view.draw_colour(0x5C5C60, 0x706E6C, 0x4C4E52, 0x86827C)
@@ -69,18 +74,18 @@ def paint_street(view: View, middle: Point, width: float) -> None:
         (width + 0.3, rgb(0xC4C2BC)),
         (width, asphalt),
     ):
-        strip = rectangle(middle, 3 * view.extent, across)
+        strip = rectangle(offset(0, street), 3 * view.extent, across)
         view.paint(strip, PAVED, texture)
 
     side = 0.8 * view.extent
     for x in np.arange(-side, side, 3.0) + rng.uniform(0, 3):
-        dash = rectangle(middle + np.array([x, 0]), 1.5, 0.14)
+        dash = rectangle(offset(x, street), 1.5, 0.14)
         view.paint(dash, PAVED, white)
 
     if rng.random() < 0.4:
         x = rng.uniform(-0.4, 0.4) * view.extent
         for y in np.arange(0.6 - width / 2, width / 2 - 0.2, 1.0):
-            bar = rectangle(middle + np.array([x, y]), 2.6, 0.5)
+            bar = rectangle(offset(x, street + y), 2.6, 0.5)
             view.paint(bar, PAVED, white)
 
 
@@ -98,7 +103,7 @@ def paint_pool(view: View) -> None:
     place = view.spot(3.4, 0.38)
     angle = rng.normal(0, 0.1)
     power = rng.choice([2.0, 4.0, 12.0])
-    length, width = rng.permutation([rng.uniform(5.5, 8.5), rng.uniform(3.2, 4.5)])
+    length, width = rng.permutation(rng.uniform((5.5, 3.2), (8.5, 4.5)))
     stone = view.draw_colour(0xC8C0B0, 0xB0ACA6)
     blue = view.draw_colour(0x54ACC0, 0x3C8EB2, 0x70B8B4)
     tiles = view.jointed(view.grain(stone), angle, 0.8, 0.8)
@@ -122,7 +127,7 @@ def paint_pond(view: View) -> None:
     shore = blob(place, radius, waves)
     view.paint(bank, DIRT, view.grain(earth, 0.1, 0.2, 0.2, 0.3))
     view.paint(shore, WATER, view.grain(green, 0.35, 0.25, 0.05), 0.8)
-    for angle in rng.uniform(0, 2 * np.pi, 8):
+    for angle in rng.uniform(0, 2 * pi, 8):
         paint_rock(view, place + offset(radius + 0.4, 0, angle))
 
 

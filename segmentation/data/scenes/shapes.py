@@ -3,10 +3,10 @@
 A direction is an angle counter-clockwise from the x axis, in radians.
 """
 
-import math
 from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
+from math import hypot, pi
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 def draw_waves(rng: Generator, roughness: float = 0.08) -> list[Wave]:
     """Random waves for the rim of a blob."""
     return [
-        (count, rng.normal(0, roughness / count**0.5), rng.uniform(0, 2 * np.pi))
+        (count, rng.normal(0, roughness / count**0.5), rng.uniform(0, 2 * pi))
         for count in (2, 3, 5)
     ]
 
@@ -67,7 +67,7 @@ def polygon(*parts: Points) -> Shape:
     sides = []
     for (ax, ay), (bx, by) in pairwise(convex_hull(points)):
         dx, dy = bx - ax, by - ay
-        length = math.hypot(dx, dy)
+        length = hypot(dx, dy)
         nx, ny = dy / length, -dx / length
         sides.append((nx, ny, nx * ax + ny * ay))
 
@@ -149,7 +149,7 @@ def oval(
     power: float = 2.0,
 ) -> Points:
     """Sixteen points of a superellipse: power 2 is an ellipse, 6 a rounded rectangle."""
-    around = (np.arange(16) + 0.5) * np.pi / 8
+    around = (np.arange(16) + 0.5) * pi / 8
     circle = np.array([np.cos(around), np.sin(around)]).T
     unit = np.sign(circle) * np.abs(circle) ** (2 / power) / 2
     return unit * (length, width) @ turn(angle) + centre

@@ -6,8 +6,8 @@ blends the colour. So edges are smooth in the image, hard in the mask, and at th
 Colours are linear light. Its square root is what a display shows: close to its gamma, and cheap.
 """
 
-import math
 from collections.abc import Callable
+from math import cos, pi, sin
 
 import numpy as np
 from numpy import ndarray
@@ -43,18 +43,18 @@ class View:
         self.extent = rng.uniform(19, 31)  # metres along the longer side
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
-        azimuth = rng.uniform(0, 2 * np.pi)
+        azimuth = rng.uniform(0, 2 * pi)
         reach = rng.uniform(0.35, 1.3)
         # metres of shadow for a metre of height
         self.sun = reach * direction(azimuth)
-        self.yaw = turn(rng.uniform(0, 2 * np.pi))
+        self.yaw = turn(rng.uniform(0, 2 * pi))
 
         v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
         u = (u - width / 2) * self.pixel
         v = (v - height / 2) * self.pixel
-        (cos, sin), _ = self.yaw.tolist()
-        self.x = cos * u - sin * v
-        self.y = sin * u + cos * v
+        (c, s), _ = self.yaw.tolist()
+        self.x = c * u - s * v
+        self.y = s * u + c * v
 
         self.albedo = np.zeros((height, width, 3), np.float32)
         self.light = np.ones(size, np.float32)  # fraction of the direct sun
@@ -114,9 +114,9 @@ class View:
         def pattern(window: Window) -> ndarray:
             colour = texture(window)
             for k, pitch in enumerate(pitches):
-                towards = angle + k * np.pi / 2
-                c = math.cos(towards) / pitch
-                s = math.sin(towards) / pitch
+                towards = angle + k * pi / 2
+                c = cos(towards) / pitch
+                s = sin(towards) / pitch
                 position = (c * self.x[window] + s * self.y[window]) % 1
                 pixels = pitch / self.pixel
                 depth = 0.35 * min(1.0, max(0.0, pixels / 2 - 0.5))
