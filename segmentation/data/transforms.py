@@ -57,8 +57,8 @@ def draw_deck(generator: Generator) -> Augmentation:
     """
     horizontal, vertical = generator.random(2) < 0.5
     return Augmentation(
-        flip_horizontal=bool(horizontal),
-        flip_vertical=bool(vertical),
+        flip_horizontal=horizontal,
+        flip_vertical=vertical,
         degrees=generator.uniform(-30.0, 30.0),
         central_crop=0.7,
         position=tuple(generator.random(2)),
@@ -74,9 +74,9 @@ def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augment
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
     scale = np.exp(generator.uniform(*np.log(scale_range)))
     return Augmentation(
-        flip_horizontal=bool(generator.random() < 0.5),
+        flip_horizontal=generator.random() < 0.5,
         position=position,
-        scale=float(scale),
+        scale=scale,
         saturation=saturation,
         contrast=contrast,
         brightness=brightness,
@@ -101,8 +101,7 @@ def window_corner(
     """
     room = np.subtract(size, crop)
     steps = np.floor(np.multiply(augmentation.position, np.abs(room) + 1)).astype(int)
-    top, left = np.sign(room) * steps
-    return top, left
+    return tuple(np.sign(room) * steps)
 
 
 def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
@@ -120,7 +119,8 @@ def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
     flips = np.diag(1.0 - 2.0 * mirrored)
     linear = flips @ rotation * augmentation.central_crop * (centre / view_centre)
     top, left = window_corner(augmentation, view, crop)
-    return np.column_stack([linear, centre + linear @ (np.array([left, top]) - view_centre)])
+    corner = linear @ (np.array([left, top]) - view_centre)
+    return np.column_stack([linear, centre + corner])
 
 
 def transform_pair(
@@ -181,7 +181,7 @@ def _copy_window(
     """
     rows, outside_rows = _nearest(corner[0], crop[0], size[0], source.shape[0])
     columns, outside_columns = _nearest(corner[1], crop[1], size[1], source.shape[1])
-    block = np.asarray(source[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    block = source[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     copied = block.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
     return copied, outside_rows[:, None] | outside_columns
 

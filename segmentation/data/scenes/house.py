@@ -110,7 +110,7 @@ def paint_roof(
     tiles = view.grain(tile, 0.1, 0.12, 0.12, 0.25)
     for face, outward in faces(corners, ends[[0, 1, 1, 0]]):
         cosine = (1 - slope * view.sun @ outward) / np.hypot(1, slope)
-        light = np.clip(cosine, 0.1, 1.3)
+        light = min(cosine, 1.3)
         along = pi / 2 if outward[1] else 0
         rows = view.jointed(tiles, along, 0.42, 0.3, joint=0.25)
         widened = face + 0.012 * (face.mean(axis=0) - face)

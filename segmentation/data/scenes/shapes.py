@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 Point = ndarray  # x, y
 Points = ndarray  # n x 2
-Corners = list[tuple[float, float]]
+Side = tuple[tuple[float, float], tuple[float, float]]
 Wave = tuple[int, float, float]  # waves a turn, amplitude, phase
 
 
@@ -64,38 +64,34 @@ def disc(centre: Point, radius: float) -> Shape:
 def polygon(*parts: Points) -> Shape:
     """The convex hull of points. Its distance is the largest one to the line through a side."""
     points = np.concatenate(parts)
-    sides = []
-    for (ax, ay), (bx, by) in pairwise(convex_hull(points)):
+    lines = []
+    for (ax, ay), (bx, by) in hull_sides(points):
         dx, dy = bx - ax, by - ay
         length = hypot(dx, dy)
         nx, ny = dy / length, -dx / length
-        sides.append((nx, ny, nx * ax + ny * ay))
+        lines.append((nx, ny, nx * ax + ny * ay))
 
     def distance(x: ndarray, y: ndarray) -> ndarray:
-        return reduce(np.maximum, [nx * x + (ny * y - offset) for nx, ny, offset in sides])
+        return reduce(np.maximum, [nx * x + (ny * y - offset) for nx, ny, offset in lines])
 
     return Shape(distance, points, 0.0)
 
 
-def convex_hull(points: Points) -> Corners:
-    """The closed path around the points, counter-clockwise: Andrew's lower and upper chain."""
+def hull_sides(points: Points) -> list[Side]:
+    """The sides of the convex hull, counter-clockwise: Andrew's lower and upper chain."""
     ordered = sorted(map(tuple, points.tolist()))
-    lower = _left_turns(ordered)
-    upper = _left_turns(ordered[::-1])
-    return lower[:-1] + upper
-
-
-def _left_turns(points: Corners) -> Corners:
-    """The first point, those at which the path to the last one turns left, and the last one."""
-    kept: Corners = []
-    for x, y in points:
-        while len(kept) >= 2:
-            (ax, ay), (bx, by) = kept[-2:]
-            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-9:
-                break
-            kept.pop()
-        kept.append((x, y))
-    return kept
+    sides: list = []
+    for path in (ordered, ordered[::-1]):
+        chain: list = []  # turns left at each point
+        for x, y in path:
+            while len(chain) >= 2:
+                (ax, ay), (bx, by) = chain[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-9:
+                    break
+                chain.pop()
+            chain.append((x, y))
+        sides += pairwise(chain)
+    return sides
 
 
 def strokes(pairs: ArrayLike, width: float) -> Shape:

@@ -55,7 +55,7 @@ def paint_parasol(view: View) -> None:
     middle = view.lift(place, 2.2)
     for angle in np.arange(8) * pi / 4:
         facing = direction(angle + pi / 8) @ view.sun
-        light = np.clip(0.95 - 0.3 * facing, 0, 1.3)
+        light = min(0.95 - 0.3 * float(facing), 1.3)
         first = offset(radius, 0, angle)
         last = offset(radius, 0, angle + pi / 4)
         gore = np.stack([middle, middle + first, middle + last])
