@@ -12,7 +12,14 @@ from .view import Colour, View, rgb
 Border = tuple[Point, Point]  # start, end
 
 # Of the four sides of a house.
-OUTWARDS = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]])
+OUTWARDS = np.array(
+    [
+        [0, -1],
+        [1, 0],
+        [0, 1],
+        [-1, 0],
+    ]
+)
 THICKNESS = {"wall": 0.7, "fence": 0.25, "hedge": 1.1}
 
 
@@ -30,22 +37,35 @@ def paint_border(
     kind: str,
 ) -> None:
     """A wall, a fence with posts or a hedge, piece by piece so that each leans by itself."""
-    brick = view.draw_colour(0x96604C, 0xB0A89C, 0xC4B8A0, 0x847E78)
-    timber = view.draw_colour(0x866242, 0x604A3A, 0xBEBAB2, 0x6E706E)
+    brick = view.draw_colour(
+        0x96604C,  # red brick
+        0xB0A89C,  # concrete
+        0xC4B8A0,  # sandstone
+        0x847E78,  # grey stone
+    )
+    timber = view.draw_colour(
+        0x866242,  # larch
+        0x604A3A,  # dark stain
+        0xBEBAB2,  # white paint
+        0x6E706E,  # weathered
+    )
     leaf = view.draw_colour(0x3E5C2C, 0x4A643A)
     dx, dy = end - start
     angle = np.arctan2(dy, dx)
     count = 5
     length = np.hypot(dx, dy) / count
-    bricks = view.jointed(view.grain(brick, 0, 0.1, 0.15, 0.2), angle, 0.6)
+    stones = view.grain(brick, 0, 0.1, 0.15, 0.2)
+    bricks = view.jointed(stones, angle, 0.6)
     wood = view.grain(timber)
+    slats = view.jointed(wood, angle, 0.3)
     leaves = view.grain(leaf, 0.1, 0.3, 0.5, 0.5)
-    for middle in start + (end - start) * (np.arange(count)[:, None] + 0.5) / count:
+    steps = np.arange(count)[:, None] + 0.5
+    for middle in start + (end - start) * steps / count:
         piece = rectangle(middle, length, THICKNESS[kind], angle)
         if kind == "wall":
             view.box(piece, 1.6, WALL, bricks, brick)
         elif kind == "fence":
-            view.box(piece, 1.7, FENCE, wood, view.jointed(wood, angle, 0.3))
+            view.box(piece, 1.7, FENCE, wood, slats)
             post = rectangle(piece[0], 0.4, 0.4, angle)
             view.box(post, 1.9, FENCE_POLE, wood, timber)
         else:
@@ -66,13 +86,30 @@ def paint_house(view: View, base: Points) -> None:
     half = offset((length - width) / 2, 0)
     ends = np.stack([middle - half, middle + half])
     eaves = rectangle(middle, length + 0.6, width + 0.6)
-    plaster = view.draw_colour(0xD8CEBA, 0xC4B296, 0xDEDCD6, 0xA86E58)
-    tile = view.draw_colour(0x9E523E, 0x84463A, 0x54545A, 0x6E5C4E, 0xAC6E50)
+    plaster = view.draw_colour(
+        0xD8CEBA,  # cream
+        0xC4B296,  # sand
+        0xDEDCD6,  # white
+        0xA86E58,  # terracotta
+    )
+    tile = view.draw_colour(
+        0x9E523E,  # red clay
+        0x84463A,  # dark red
+        0x54545A,  # slate
+        0x6E5C4E,  # brown
+        0xAC6E50,  # orange
+    )
 
     view.box(base, eave, WALL, plaster, view.grain(plaster, 0, 0.1, 0.1, 0.1))
     view.shade(polygon(eaves + view.sun * eave, ends + view.sun * ridge))
     paint_windows(view, base, eave)
-    paint_roof(view, view.lift(eaves, eave), view.lift(ends, ridge), slope, tile)
+    paint_roof(
+        view,
+        view.lift(eaves, eave),
+        view.lift(ends, ridge),
+        slope,
+        tile,
+    )
     if rng.random() < 0.8:
         paint_chimney(view, middle + rng.uniform(-0.8, 0.8) * half, ridge)
 
@@ -138,6 +175,13 @@ def paint_chimney(view: View, place: Point, ridge: float) -> None:
     brick = view.draw_colour(0x8C5040, 0xAAA6A0)
     top = ridge + 0.8
     base = rectangle(place, 1.1, 0.9)
-    view.box(base, top, OBSTACLE, brick * 0.5, brick, foot=ridge - 0.3)
+    view.box(
+        base,
+        top,
+        OBSTACLE,
+        brick * 0.5,  # soot
+        brick,
+        foot=ridge - 0.3,
+    )
     opening = rectangle(view.lift(place, top), 0.6, 0.4)
     view.paint(opening, OBSTACLE, rgb(0x181616))

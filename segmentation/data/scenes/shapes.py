@@ -133,7 +133,14 @@ def rectangle(
     angle: float = 0.0,
 ) -> Points:
     """Four corners, counter-clockwise from the lower left."""
-    unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    unit = np.array(
+        [
+            [-1, -1],
+            [1, -1],
+            [1, 1],
+            [-1, 1],
+        ]
+    )
     return unit / 2 * (length, width) @ turn(angle) + centre
 
 

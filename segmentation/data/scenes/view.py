@@ -215,7 +215,8 @@ class View:
 
         light = self.light[..., None] * sun + sky
         linear = self.albedo * light * (exposure * (1 - haze)) + haze
-        display = (np.sqrt(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
-        blurred = np.asarray(Image.fromarray(display).filter(ImageFilter.GaussianBlur(blur)))
+        display = np.sqrt(linear.clip(0, 1)) * 255
+        sharp = Image.fromarray(display.astype(np.uint8))
+        blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)))
         speckle = noise * rng.standard_normal(linear.shape, np.float32)
-        return np.clip(blurred + speckle, 0, 255).astype(np.uint8)
+        return (blurred + speckle).clip(0, 255).astype(np.uint8)
