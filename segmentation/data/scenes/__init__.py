@@ -113,7 +113,7 @@ def lay_out(view: View) -> Plot:
 
     road = rectangle(offset(0, street), 4 * half, width + 3.4)
     strip = rectangle(offset(flank, 0), 0.8, 4 * half)
-    view.taken += [polygon(claim) for claim in (road, strip, house, drive)]
+    view.taken += map(polygon, (road, strip, house, drive))
     return Plot(street, width, house, drive, borders)
 
 

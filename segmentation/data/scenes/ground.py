@@ -159,13 +159,15 @@ def paint_heap(view: View) -> None:
     """Rocks about a place."""
     rng = view.rng
     heap = view.spot(1.5)
-    for place in heap + rng.normal(0, 1.0, (rng.integers(4, 10), 2)):
+    count = rng.integers(4, 10)
+    for place in heap + rng.normal(0, 1.0, (count, 2)):
         paint_rock(view, place)
 
 
 def paint_rock(view: View, place: Point) -> None:
     size = view.rng.uniform(0.4, 1.0)
     stone = view.draw_colour(0x928E88, 0x78726C, 0xA49888)
-    base = place + view.rng.normal(0, size / 2, (7, 2)).clip(-size, size)
+    corners = view.rng.normal(0, size / 2, (7, 2))
+    base = place + corners.clip(-size, size)
     rough = view.grain(stone, 0, 0.1, 0.2, 0.3)
     view.box(base, size * 0.6, ROCKS, rough, stone)

@@ -43,10 +43,9 @@ class View:
         self.extent = rng.uniform(19, 31)  # metres along the longer side
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
-        azimuth = rng.uniform(0, 2 * pi)
-        reach = rng.uniform(0.35, 1.3)
         # metres of shadow for a metre of height
-        self.sun = reach * direction(azimuth)
+        self.sun = direction(rng.uniform(0, 2 * pi))
+        self.sun *= rng.uniform(0.35, 1.3)
         self.yaw = turn(rng.uniform(0, 2 * pi))
 
         v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
@@ -89,9 +88,9 @@ class View:
 
         Without weights the grain is fine.
         """
-        layers = list(zip(weights or FINE, self.noise, strict=False))
 
         def pattern(window: Window) -> ndarray:
+            layers = zip(weights or FINE, self.noise, strict=False)
             brightness = 1 + sum(weight * noise[window] for weight, noise in layers)
             return np.asarray(brightness)[..., None] * colour
 
@@ -206,8 +205,10 @@ class View:
         """
         rng = self.rng
         warmth = rng.normal(0, 0.07)
-        sun = rng.uniform(0.45, 1.0) * np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
-        sky = rng.uniform(0.28, 0.45) * np.array([0.88, 1.0, 1.2], np.float32)
+        sun = np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
+        sun *= rng.uniform(0.45, 1.0)
+        sky = np.array([0.88, 1.0, 1.2], np.float32)
+        sky *= rng.uniform(0.28, 0.45)
         haze = rng.uniform(0, 0.05)
         exposure = rng.uniform(0.8, 1.25)
         blur = rng.uniform(0.2, 0.7)
