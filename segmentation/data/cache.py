@@ -58,11 +58,12 @@ def store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="new-", dir=folder, ignore_cleanup_errors=True) as name:
-            file = Path(name, "array.npy")
+            temporary = Path(name)
+            file = temporary / "array.npy"
             np.save(file, array)
             record = {**facts, "shape": array.shape, "bytes": file.stat().st_size}
-            Path(name, "record.json").write_text(json.dumps(record))
-            _publish(Path(name), entry)
+            (temporary / "record.json").write_text(json.dumps(record))
+            _publish(temporary, entry)
     except OSError as error:
         reason = error.strerror or "the disk is full"  # numpy gives no reason for a short write
         raise BadInput(

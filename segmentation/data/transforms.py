@@ -57,8 +57,8 @@ def draw_deck(generator: Generator) -> Augmentation:
     """
     horizontal, vertical = generator.random(2) < 0.5
     return Augmentation(
-        flip_horizontal=bool(horizontal),
-        flip_vertical=bool(vertical),
+        flip_horizontal=horizontal,
+        flip_vertical=vertical,
         degrees=generator.uniform(-30.0, 30.0),
         central_crop=0.7,
         position=tuple(generator.random(2)),
@@ -74,9 +74,9 @@ def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augment
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
     scale = np.exp(generator.uniform(*np.log(scale_range)))
     return Augmentation(
-        flip_horizontal=bool(generator.random() < 0.5),
+        flip_horizontal=generator.random() < 0.5,
         position=position,
-        scale=float(scale),
+        scale=scale,
         saturation=saturation,
         contrast=contrast,
         brightness=brightness,
@@ -85,9 +85,8 @@ def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augment
 
 def view_size(augmentation: Augmentation, size: Size) -> Size:
     """The whole view of a source of `size`; at least one pixel."""
-    height, width = size
-    scale = augmentation.scale
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    height, width = (round(side * augmentation.scale) for side in size)
+    return max(1, height), max(1, width)
 
 
 def window_corner(
@@ -101,8 +100,7 @@ def window_corner(
     """
     room = np.subtract(size, crop)
     steps = np.floor(np.multiply(augmentation.position, np.abs(room) + 1)).astype(int)
-    top, left = np.sign(room) * steps
-    return top, left
+    return tuple(np.sign(room) * steps)
 
 
 def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
@@ -118,9 +116,11 @@ def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
     rotation = np.array([[cos, -sin], [sin, cos]])
     mirrored = np.array([augmentation.flip_horizontal, augmentation.flip_vertical])
     flips = np.diag(1.0 - 2.0 * mirrored)
-    linear = flips @ rotation * augmentation.central_crop * (centre / view_centre)
-    top, left = window_corner(augmentation, view, crop)
-    return np.column_stack([linear, centre + linear @ (np.array([left, top]) - view_centre)])
+    linear = flips @ rotation * augmentation.central_crop
+    linear *= centre / view_centre
+    corner = window_corner(augmentation, view, crop)
+    from_centre = corner[::-1] - view_centre
+    return np.column_stack([linear, centre + linear @ from_centre])
 
 
 def transform_pair(
@@ -145,9 +145,10 @@ def transform_pair(
     if augmentation.only_shifts:
         corner = window_corner(augmentation, size, crop)
         pixels, _ = _copy_window(image, size, corner, crop)
-        labels, outside = _copy_window(mask, size, corner, crop)
-        labels[outside] = IGNORED
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(labels)
+        classes, outside = _copy_window(mask, size, corner, crop)
+        classes[outside] = IGNORED
+        view = torch.from_numpy(pixels).permute(2, 0, 1)
+        return view.contiguous(), torch.from_numpy(classes)
 
     matrix = source_map(augmentation, size, crop)
     window, grid = _window_and_grid(size, matrix, crop)
@@ -156,8 +157,10 @@ def transform_pair(
         view = change_light(augmentation, view)
     if mask.shape != size:
         ratio = np.divide(mask.shape, size)
-        window, grid = _window_and_grid(mask.shape, matrix * ratio[::-1, None], crop)
-    return view.add_(0.5).to(torch.uint8), _sample_mask(np.array(mask[window]), grid)
+        matrix = matrix * ratio[::-1, None]
+        window, grid = _window_and_grid(mask.shape, matrix, crop)
+    labels = _sample_mask(np.array(mask[window]), grid)
+    return view.add_(0.5).to(torch.uint8), labels
 
 
 def change_light(augmentation: Augmentation, view: Tensor) -> Tensor:
@@ -179,11 +182,12 @@ def _copy_window(
 
     The window is copied, to the nearest if the source has another size.
     """
-    rows, outside_rows = _nearest(corner[0], crop[0], size[0], source.shape[0])
-    columns, outside_columns = _nearest(corner[1], crop[1], size[1], source.shape[1])
-    block = np.asarray(source[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    copied = block.take(rows - rows[0], axis=0).take(columns - columns[0], axis=1)
-    return copied, outside_rows[:, None] | outside_columns
+    axes = zip(corner, crop, size, source.shape, strict=False)  # an image has a third axis
+    (rows, above_or_below), (columns, beside) = [_nearest(*axis) for axis in axes]
+    top, left = rows[0], columns[0]
+    block = source[top : rows[-1] + 1, left : columns[-1] + 1]
+    copied = block.take(rows - top, axis=0).take(columns - left, axis=1)
+    return copied, above_or_below[:, None] | beside
 
 
 def _nearest(
@@ -213,20 +217,29 @@ def _window_and_grid(
     """
     height, width = crop
     limit = np.array(size[::-1])
-    corners = matrix @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    corners = matrix @ np.array(
+        [
+            [0, width, 0, width],
+            [0, 0, height, height],
+            [1, 1, 1, 1],
+        ]
+    )
     low = np.floor(corners.min(axis=1)).astype(int) - 1
     high = np.ceil(corners.max(axis=1)).astype(int) + 1
-    low = np.clip(low, 0, limit - 1)
-    high = np.clip(high, low + 1, limit)
+    low = low.clip(0, limit - 1)
+    high = high.clip(low + 1, limit)
     # -1 and 1 are the window's outer edges. Positions are made relative to the window before they
     # are float32, so that large sources lose no precision.
     scale = 2 / (high - low)
-    across = np.outer(np.arange(width) + 0.5, matrix[:, 0]) * scale
-    down = (np.outer(np.arange(height) + 0.5, matrix[:, 1]) + matrix[:, 2] - low) * scale - 1
-    columns = torch.from_numpy(across.astype(np.float32))
-    rows = torch.from_numpy(down.astype(np.float32))
-    window = slice(low[1], high[1]), slice(low[0], high[0])
-    return window, (rows[:, None] + columns[None])[None]
+    per_column, per_row, origin = matrix.T
+    across = np.outer(np.arange(width) + 0.5, per_column) * scale
+    down = np.outer(np.arange(height) + 0.5, per_row) + origin - low
+    down = down * scale - 1
+    columns = torch.from_numpy(across).float()
+    rows = torch.from_numpy(down).float()
+    (left, top), (right, bottom) = low, high
+    window = slice(top, bottom), slice(left, right)
+    return window, (rows[:, None] + columns)[None]
 
 
 def _sample_image(block: ndarray, grid: Tensor, matrix: ndarray) -> Tensor:
@@ -238,9 +251,10 @@ def _sample_image(block: ndarray, grid: Tensor, matrix: ndarray) -> Tensor:
     longest = np.abs(matrix[:, :2]).sum(1).max()
     fold = 2 ** max(0, int(np.log2(longest + 1e-6)))
     if fold > 1:
-        sides = torch.tensor(block.shape[1::-1])
-        reduced = Image.fromarray(block).reduce(fold)  # avg_pool2d takes two to four times as long
-        grid = (grid + 1) * (sides / (fold * torch.tensor(reduced.size))) - 1
+        whole = Image.fromarray(block)
+        reduced = whole.reduce(fold)  # avg_pool2d takes two to four times as long
+        covered = fold * torch.tensor(reduced.size)
+        grid = (grid + 1) * (torch.tensor(whole.size) / covered) - 1
         block = np.array(reduced)
     source = torch.from_numpy(block).permute(2, 0, 1).float()[None]
     return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0]

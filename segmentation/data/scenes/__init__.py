@@ -12,13 +12,14 @@ shadow away from the sun; a shadow never changes a label. Colours of the classes
 """
 
 from collections.abc import Callable
+from math import pi
 from typing import NamedTuple
 
 import numpy as np
 
 from .ground import paint_ground, paint_heap, paint_paths, paint_street, paint_water
-from .house import paint_border, paint_house
-from .shapes import Point, Points, polygon, rectangle
+from .house import Border, paint_borders, paint_house
+from .shapes import Points, offset, polygon, rectangle
 from .things import (
     paint_bicycle,
     paint_bush,
@@ -39,14 +40,11 @@ IMAGES_PER_SPLIT = {"train": 240, "val": 40, "test": 40}
 class Plot(NamedTuple):
     """Where the large things lie, in metres from the point below the camera."""
 
-    side: int  # of the street: -1 or 1
-    street: Point  # a point in the middle of the carriageway
+    street: float  # y of the middle of the carriageway
     width: float  # of the carriageway
     house: Points  # corners, 4 x 2
-    gate: float  # x of the drive
     drive: Points  # corners, 4 x 2
-    front: float  # y of the border along the street
-    flank: float  # x of the border across it
+    borders: list[Border]  # two along the street, and one across it
 
 
 def render(
@@ -65,26 +63,22 @@ def render(
 
     # From low to high: what is painted later covers, and shades, what is there.
     paint_ground(view)
-    paint_paths(view, plot.house, plot.drive, plot.street[1])
+    paint_paths(view, plot.house, plot.drive, plot.street)
     paint_street(view, plot.street, plot.width)
     paint_water(view)
     paint_heap(view)
-    scatter(
-        view,
-        (paint_marker, 0.8, 0, 1),
-        (paint_dog, 0.6, 0, 1),
-        (paint_table, 1.6, 1, 3),
-        (paint_person, 0.5, 2, 6),
-        (paint_bicycle, 1.0, 1, 3),
-    )
+    scatter(view, paint_marker, 0, 1)
+    scatter(view, paint_dog, 0, 1)
+    scatter(view, paint_table, 1, 3)
+    scatter(view, paint_person, 2, 6)
+    scatter(view, paint_bicycle, 1, 3)
     paint_cars(view, plot)
-    for _ in range(view.rng.integers(2, 6)):
-        paint_bush(view)
-    paint_borders(view, plot)
-    scatter(view, (paint_parasol, 1.7, 1, 2), (paint_shed, 2.0, 0, 2))
+    scatter(view, paint_bush, 2, 5)
+    paint_borders(view, plot.borders)
+    scatter(view, paint_parasol, 1, 2)
+    scatter(view, paint_shed, 0, 2)
     paint_house(view, plot.house)
-    for _ in range(view.rng.integers(2, 6)):
-        paint_tree(view)
+    scatter(view, paint_tree, 2, 5)
     return view.photograph(), view.mask
 
 
@@ -92,37 +86,46 @@ def lay_out(view: View) -> Plot:
     """Draw the plot, and reserve its street, side border, house and drive."""
     rng = view.rng
     half = view.extent / 2
-    side = rng.choice([-1, 1])
-    street = np.array([0, side * rng.uniform(0.5, 0.8) * half])
+    side = rng.choice([-1, 1])  # of the garden on which the street lies
+    street = side * rng.uniform(0.5, 0.8) * half
     width = rng.uniform(4.8, 6.5)
 
     across = rng.uniform(-0.5, 0.5)
     away = rng.uniform(0.4, 0.75)
-    middle = np.array([across, -side * away]) * half
+    x, y = offset(across, -side * away) * half
     length = rng.uniform(0.55, 0.85) * min(half, 14)
     depth = rng.uniform(0.44, 0.58) * min(half, 13)
-    house = rectangle(middle, length, depth)
+    house = rectangle(offset(x, y), length, depth)
 
-    gate = middle[0] + rng.choice([-1, 1]) * (np.ptp(house[:, 0]) / 2 + 1.9)
-    halfway = (street[1] + middle[1]) / 2
-    drive = rectangle(np.array([gate, halfway]), 3.2, abs(street[1] - middle[1]))
-    front = street[1] - side * (width / 2 + 1.7)
+    beside = np.ptp(house[:, 0]) / 2 + 1.9
+    gate = x + rng.choice([-1, 1]) * beside
+    halfway = (street + y) / 2
+    drive = rectangle(offset(gate, halfway), 3.2, abs(street - y))
+
+    front = street - side * (width / 2 + 1.7)
     flank = rng.choice([-1, 1]) * rng.uniform(0.76, 0.94) * half
+    far = 1.5 * half
+    borders = [
+        (offset(-far, front), offset(gate - 2, front)),
+        (offset(gate + 2, front), offset(far, front)),
+        (offset(flank, front), offset(flank, -side * far)),
+    ]
 
-    road = rectangle(street, 4 * half, width + 3.4)
-    border = rectangle(np.array([flank, 0]), 0.8, 4 * half)
-    view.taken += [polygon(claim) for claim in (road, border, house, drive)]
-    return Plot(side, street, width, house, gate, drive, front, flank)
+    road = rectangle(offset(0, street), 4 * half, width + 3.4)
+    strip = rectangle(offset(flank, 0), 0.8, 4 * half)
+    view.taken += map(polygon, (road, strip, house, drive))
+    return Plot(street, width, house, drive, borders)
 
 
-def scatter(view: View, *kinds: tuple[Callable[[View, Point], None], float, int, int]) -> None:
-    """Paint some of each kind, each at its own free place.
-
-    kinds: painter, metres of free ground around a place, how many at least and at most.
-    """
-    for paint, room, least, most in kinds:
-        for _ in range(view.rng.integers(least, most + 1)):
-            paint(view, view.spot(room))
+def scatter(
+    view: View,
+    paint: Callable[[View], None],
+    least: int,
+    most: int,
+) -> None:
+    """Paint some of a kind, each at its own free place."""
+    for _ in range(view.rng.integers(least, most + 1)):
+        paint(view)
 
 
 def paint_cars(view: View, plot: Plot) -> None:
@@ -132,20 +135,7 @@ def paint_cars(view: View, plot: Plot) -> None:
     for k, x in enumerate(places[: rng.integers(2, 5)]):
         along = x * view.extent / 2 + rng.normal(0, 0.5)
         lane = (-1) ** k * plot.width / 4
-        place = plot.street + np.array([along, lane])
+        place = offset(along, plot.street + lane)
         paint_car(view, place, rng.normal(0, 0.03))
     place = plot.drive.mean(axis=0) + rng.normal(0, (0.1, 0.8))
-    paint_car(view, place, np.pi / 2 + rng.normal(0, 0.06))
-
-
-def paint_borders(view: View, plot: Plot) -> None:
-    """Along the street with a gap for the drive, and from the street back along one side."""
-    far = 0.75 * view.extent
-    front, flank = plot.front, plot.flank
-    along, aside = view.rng.choice(["wall", "fence", "hedge"], 2, p=[0.55, 0.35, 0.1])
-    for start, end, kind in (
-        ((-far, front), (plot.gate - 2, front), along),
-        ((plot.gate + 2, front), (far, front), along),
-        ((flank, front), (flank, -plot.side * far), aside),
-    ):
-        paint_border(view, np.array(start), np.array(end), kind)
+    paint_car(view, place, pi / 2 + rng.normal(0, 0.06))

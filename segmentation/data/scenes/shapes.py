@@ -3,18 +3,20 @@
 A direction is an angle counter-clockwise from the x axis, in radians.
 """
 
-import math
 from collections.abc import Callable
 from functools import reduce
+from itertools import pairwise
+from math import hypot, pi
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 
 Point = ndarray  # x, y
 Points = ndarray  # n x 2
-Corners = list[tuple[float, float]]
+Side = tuple[tuple[float, float], tuple[float, float]]
 Wave = tuple[int, float, float]  # waves a turn, amplitude, phase
 
 
@@ -32,7 +34,7 @@ class Shape(NamedTuple):
 def draw_waves(rng: Generator, roughness: float = 0.08) -> list[Wave]:
     """Random waves for the rim of a blob."""
     return [
-        (count, rng.normal(0, roughness / count**0.5), rng.uniform(0, 2 * np.pi))
+        (count, rng.normal(0, roughness / count**0.5), rng.uniform(0, 2 * pi))
         for count in (2, 3, 5)
     ]
 
@@ -62,52 +64,50 @@ def disc(centre: Point, radius: float) -> Shape:
 def polygon(*parts: Points) -> Shape:
     """The convex hull of points. Its distance is the largest one to the line through a side."""
     points = np.concatenate(parts)
-    corners = convex_hull(points)
-    sides = []
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        length = math.hypot(bx - ax, by - ay)
-        nx, ny = (by - ay) / length, (ax - bx) / length
-        sides.append((nx, ny, nx * ax + ny * ay))
+    lines = []
+    for (ax, ay), (bx, by) in hull_sides(points):
+        dx, dy = bx - ax, by - ay
+        length = hypot(dx, dy)
+        nx, ny = dy / length, -dx / length
+        lines.append((nx, ny, nx * ax + ny * ay))
 
     def distance(x: ndarray, y: ndarray) -> ndarray:
-        return reduce(np.maximum, [nx * x + (ny * y - offset) for nx, ny, offset in sides])
+        return reduce(np.maximum, [nx * x + (ny * y - offset) for nx, ny, offset in lines])
 
     return Shape(distance, points, 0.0)
 
 
-def convex_hull(points: Points) -> Corners:
-    """The corners of the hull, counter-clockwise: Andrew's lower and upper chain."""
+def hull_sides(points: Points) -> list[Side]:
+    """The sides of the convex hull, counter-clockwise: Andrew's lower and upper chain."""
     ordered = sorted(map(tuple, points.tolist()))
-    return _left_turns(ordered) + _left_turns(ordered[::-1])
+    sides: list = []
+    for path in (ordered, ordered[::-1]):
+        chain: list = []  # turns left at each point
+        for x, y in path:
+            while len(chain) >= 2:
+                (ax, ay), (bx, by) = chain[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-9:
+                    break
+                chain.pop()
+            chain.append((x, y))
+        sides += pairwise(chain)
+    return sides
 
 
-def _left_turns(points: Corners) -> Corners:
-    """The points at which a path to the last one turns left, without the last one itself."""
-    kept: Corners = []
-    for x, y in points:
-        while len(kept) >= 2:
-            (ax, ay), (bx, by) = kept[-2:]
-            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-9:
-                break
-            kept.pop()
-        kept.append((x, y))
-    return kept[:-1]
-
-
-def strokes(pairs: ndarray, width: float) -> Shape:
+def strokes(pairs: ArrayLike, width: float) -> Shape:
     """Strokes of a pen of that width between the two points of each pair (n x 2 x 2)."""
+    ends = np.array(pairs)
 
     def distance(x: ndarray, y: ndarray) -> ndarray:
-        nearest = np.full_like(x, np.inf)
-        for (ax, ay), (bx, by) in pairs.tolist():
+        distances = []
+        for (ax, ay), (bx, by) in ends.tolist():
             dx, dy = bx - ax, by - ay
             along = ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy)
             t = np.clip(along, 0, 1)
-            to_stroke = np.hypot(x - ax - t * dx, y - ay - t * dy)
-            nearest = np.minimum(nearest, to_stroke)
-        return nearest - width / 2
+            distances.append(np.hypot(x - ax - t * dx, y - ay - t * dy))
+        return reduce(np.minimum, distances) - width / 2
 
-    return Shape(distance, pairs.reshape(-1, 2), width / 2)
+    return Shape(distance, ends.reshape(-1, 2), width / 2)
 
 
 def turn(angle: float) -> ndarray:
@@ -121,7 +121,7 @@ def direction(angle: float) -> Point:
     return turn(angle)[0]
 
 
-def offset(along: float, across: float, angle: float) -> Point:
+def offset(along: float, across: float, angle: float = 0.0) -> Point:
     """The vector with these parts along and across (to the left of) a direction."""
     return np.array([along, across]) @ turn(angle)
 
@@ -133,7 +133,14 @@ def rectangle(
     angle: float = 0.0,
 ) -> Points:
     """Four corners, counter-clockwise from the lower left."""
-    unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    unit = np.array(
+        [
+            [-1, -1],
+            [1, -1],
+            [1, 1],
+            [-1, 1],
+        ]
+    )
     return unit / 2 * (length, width) @ turn(angle) + centre
 
 
@@ -145,8 +152,8 @@ def oval(
     power: float = 2.0,
 ) -> Points:
     """Sixteen points of a superellipse: power 2 is an ellipse, 6 a rounded rectangle."""
-    around = (np.arange(16) + 0.5) * np.pi / 8
-    circle = np.stack([np.cos(around), np.sin(around)], axis=1)
+    around = (np.arange(16) + 0.5) * pi / 8
+    circle = np.array([np.cos(around), np.sin(around)]).T
     unit = np.sign(circle) * np.abs(circle) ** (2 / power) / 2
     return unit * (length, width) @ turn(angle) + centre
 

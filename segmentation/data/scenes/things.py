@@ -1,5 +1,7 @@
 """What stands, grows or moves on a plot: furniture, a shed, people, cars, bushes, trees."""
 
+from math import pi
+
 import numpy as np
 
 from .ids import AR_MARKER, BALD_TREE, BICYCLE, CAR, DOG, OBSTACLE, PERSON, TREE, VEGETATION
@@ -18,84 +20,124 @@ from .shapes import (
 from .view import View, rgb
 
 
-def paint_table(view: View, place: Point) -> None:
+def paint_table(view: View) -> None:
     """A table between two benches."""
-    angle = view.rng.uniform(0, np.pi)
-    wood = view.draw_colour(0x96704C, 0xB09678, 0x705440, 0x808082)
-    planks = view.jointed(view.grain(wood), angle + np.pi / 2, 0.35)
-    for across, width, height in ((-1.0, 0.5, 0.45), (1.0, 0.5, 0.45), (0.0, 1.1, 0.8)):
+    place = view.spot(1.6)
+    angle = view.rng.uniform(0, pi)
+    wood = view.draw_colour(
+        0x96704C,  # oak
+        0xB09678,  # pine
+        0x705440,  # walnut
+        0x808082,  # weathered
+    )
+    planks = view.jointed(view.grain(wood), angle + pi / 2, 0.35)
+    for across, width, height in (
+        (-1.0, 0.5, 0.45),
+        (1.0, 0.5, 0.45),
+        (0.0, 1.1, 0.8),
+    ):
         middle = place + offset(0, across, angle)
         base = rectangle(middle, 2.4, width, angle)
         view.box(base, height, OBSTACLE, planks, wood)
 
 
-def paint_shed(view: View, place: Point) -> None:
+def paint_shed(view: View) -> None:
     """A low hut or a container: nothing to land on."""
+    place = view.spot(2.0)
     rng = view.rng
-    angle = rng.choice([0, np.pi / 2])
+    angle = rng.choice([0, pi / 2])
     length = rng.uniform(2.8, 4.2)
     width = rng.uniform(2.0, 2.6)
-    metal = view.draw_colour(0x78543E, 0x5C7480, 0x96543E, 0x7E827E, 0x4C5C4A)
+    metal = view.draw_colour(
+        0x78543E,  # brown
+        0x5C7480,  # grey blue
+        0x96543E,  # rust
+        0x7E827E,  # zinc
+        0x4C5C4A,  # dark green
+    )
     sheet = view.grain(metal, 0, 0.15, 0.15, 0.2)
     ribs = view.jointed(sheet, angle, 0.5, joint=0.4)
     base = rectangle(place, length, width, angle)
     view.box(base, 2.3, OBSTACLE, ribs, metal)
 
 
-def paint_parasol(view: View, place: Point) -> None:
+def paint_parasol(view: View) -> None:
     """Eight gores of cloth, lit by how they face the sun."""
-    cloth = view.draw_colour(0xD6CEBE, 0xB03C30, 0x34383C, 0x466896, 0x3C6E50)
+    place = view.spot(1.7)
+    cloth = view.draw_colour(
+        0xD6CEBE,  # cream
+        0xB03C30,  # red
+        0x34383C,  # anthracite
+        0x466896,  # blue
+        0x3C6E50,  # green
+    )
     radius = view.rng.uniform(1.3, 1.8)
     view.shade(disc(place + view.sun * 2.2, radius))
     middle = view.lift(place, 2.2)
-    for angle in np.arange(8) * np.pi / 4:
-        facing = direction(angle + np.pi / 8) @ view.sun
-        light = float(np.clip(0.95 - 0.3 * facing, 0, 1.3))
+    for angle in np.arange(8) * pi / 4:
+        facing = direction(angle + pi / 8) @ view.sun
+        light = min(0.95 - 0.3 * float(facing), 1.3)
         first = offset(radius, 0, angle)
-        last = offset(radius, 0, angle + np.pi / 4)
+        last = offset(radius, 0, angle + pi / 4)
         gore = np.stack([middle, middle + first, middle + last])
         view.paint(gore, OBSTACLE, cloth, light)
 
 
-def paint_marker(view: View, place: Point) -> None:
+def paint_marker(view: View) -> None:
     """A calibration target with two black squares."""
-    yaw = turn(view.rng.uniform(0, np.pi))
-    for x, y, width, colour in (
-        (0, 0, 1.2, 0xECECEC),
-        (-0.25, -0.25, 0.45, 0x141414),
-        (0.25, 0.25, 0.45, 0x141414),
+    place = view.spot(0.8)
+    yaw = turn(view.rng.uniform(0, pi))
+    for x, width, colour in (
+        (0, 1.2, 0xECECEC),
+        (-0.25, 0.45, 0x141414),
+        (0.25, 0.45, 0x141414),
     ):
-        square = rectangle(np.array([x, y]), width, width)
+        square = rectangle(offset(x, x), width, width)
         view.paint(square @ yaw + place, AR_MARKER, rgb(colour))
 
 
-def paint_person(view: View, place: Point) -> None:
+def paint_person(view: View) -> None:
+    place = view.spot(0.5)
     height = view.rng.uniform(1.5, 1.9)
-    angle = view.rng.uniform(0, np.pi)
-    shirt = view.draw_colour(0xB4322E, 0x324E8C, 0xE0DCD2, 0x28282E, 0xD2AA3C, 0x5A785A)
+    angle = view.rng.uniform(0, pi)
+    shirt = view.draw_colour(
+        0xB4322E,  # red
+        0x324E8C,  # blue
+        0xE0DCD2,  # white
+        0x28282E,  # black
+        0xD2AA3C,  # yellow
+        0x5A785A,  # green
+    )
     trousers = view.draw_colour(0x343A54, 0x46403A)
     hair = view.draw_colour(0x422E22, 0x966E46, 0x1E1A18)
-    shadow = np.array([[place, place + view.sun * height]])
+    shadow = place, place + view.sun * height
     shoulders = view.lift(place, height - 0.3)
-    body = np.array([[place, shoulders]])
-    view.shade(strokes(shadow, 0.42), 0.1)
-    view.paint(strokes(body, 0.36), PERSON, trousers, 0.6)
+    body = place, shoulders
+    view.shade(strokes([shadow], 0.42), 0.1)
+    view.paint(strokes([body], 0.36), PERSON, trousers, 0.6)
     view.paint(oval(shoulders, 0.74, 0.44, angle), PERSON, shirt)
     view.paint(disc(view.lift(place, height), 0.14), PERSON, hair)
 
 
-def paint_dog(view: View, place: Point) -> None:
-    angle = view.rng.uniform(0, 2 * np.pi)
+def paint_dog(view: View) -> None:
+    place = view.spot(0.6)
+    angle = view.rng.uniform(0, 2 * pi)
     coat = view.draw_colour(0x5C402C, 0xC8B08C, 0x2C2826)
     view.shade(oval(place + view.sun * 0.5, 1.0, 0.4, angle))
     view.paint(oval(place, 1.0, 0.36, angle), DOG, coat)
     view.paint(disc(place + offset(0.5, 0, angle), 0.18), DOG, coat * 0.8)
 
 
-def paint_bicycle(view: View, place: Point) -> None:
+def paint_bicycle(view: View) -> None:
     """Two wheels, a frame and a bar, as they look on a stand."""
-    yaw = turn(view.rng.uniform(0, np.pi))
-    colour = view.draw_colour(0xBE322C, 0x3C6EAA, 0xD2D2CE, 0x5AA05A)
+    place = view.spot(1.0)
+    yaw = turn(view.rng.uniform(0, pi))
+    colour = view.draw_colour(
+        0xBE322C,  # red
+        0x3C6EAA,  # blue
+        0xD2D2CE,  # silver
+        0x5AA05A,  # green
+    )
     rear = [-0.95, 0.0], [-0.3, 0.14]
     front = [0.3, 0.0], [0.95, 0.14]
     tube = [-0.85, 0], [0.85, 0]
@@ -113,11 +155,18 @@ def paint_car(view: View, place: Point, angle: float) -> None:
     length = rng.uniform(3.9, 4.9)
     width = rng.uniform(1.75, 1.95)
     top = rng.uniform(1.35, 1.7)
-    paints = 0xC43C32, 0x365482, 0x968C6E, 0xA0543C
-    greys = 0xDADAD8, 0x3A3E46, 0x787E84, 0x242426
-    paint = view.draw_colour(*paints, *greys)
+    paint = view.draw_colour(
+        0xC43C32,  # red
+        0x365482,  # blue
+        0x968C6E,  # beige
+        0xA0543C,  # rust
+        0xDADAD8,  # white
+        0x3A3E46,  # anthracite
+        0x787E84,  # silver
+        0x242426,  # black
+    )
     glass = rgb(0x3A4450)
-    angle += rng.choice([0, np.pi])
+    angle += rng.choice([0, pi])
     cabin = place + offset(-0.07 * length, 0, angle)
 
     body = oval(place, length, width, angle, 6)
@@ -156,20 +205,29 @@ def paint_canopy(
 ) -> None:
     """A shadow, a dark crown, and on it clumps of leaves, brighter toward the sun."""
     rng = view.rng
-    leaf = view.draw_colour(0x4E6A30, 0x3E5C34, 0x687438, 0x34502E, 0x826E32)
+    leaf = view.draw_colour(
+        0x4E6A30,  # fresh green
+        0x3E5C34,  # dark green
+        0x687438,  # olive
+        0x34502E,  # fir
+        0x826E32,  # autumn
+    )
     middle = view.lift(place, top)
     to_sun = -view.sun / np.hypot(*view.sun)
     waves = draw_waves(rng)
     shadow = blob(place + view.sun * top, radius, waves)
     crown = blob(middle, radius, waves)
     view.shade(shadow, 0.4)
-    view.paint(crown, label, view.grain(leaf * 0.55, 0.1, 0.2, 0.4, 0.5), 0.55)
-    for angle, distance in rng.uniform((0, 0.1), (2 * np.pi, 0.66), (8, 2)):
+    shaded = view.grain(leaf * 0.55, 0.1, 0.2, 0.4, 0.5)
+    view.paint(crown, label, shaded, 0.55)
+    for angle, distance in rng.uniform((0, 0.1), (2 * pi, 0.66), (8, 2)):
         outwards = direction(angle) * distance
         leaves = view.grain(leaf * rng.uniform(0.8, 1.1), 0, 0.2, 0.4, 0.6)
         size = radius * rng.uniform(0.24, 0.36)
-        clump = blob(middle + outwards * radius, size, draw_waves(rng, 0.1))
-        view.paint(clump, label, leaves, 0.7 + 0.5 * outwards @ to_sun)
+        waves = draw_waves(rng, 0.1)
+        clump = blob(middle + outwards * radius, size, waves)
+        light = 0.7 + 0.5 * outwards @ to_sun
+        view.paint(clump, label, leaves, light)
 
 
 def paint_branches(
@@ -186,9 +244,15 @@ def paint_branches(
         fork, tip = lengths[:, None] * direction(angle) * radius
         left = tip @ turn(0.35)
         right = 0.9 * tip @ turn(-0.35)
-        branches += [(0 * fork, fork), (fork, tip), (fork, left), (fork, right)]
+        branches += [
+            (0 * fork, fork),
+            (fork, tip),
+            (fork, left),
+            (fork, right),
+        ]
     bark = view.draw_colour(0x78685C, 0x968A7E, 0x5C4E44)
     shadow = np.array(branches) + place + view.sun * top
     crown = np.array(branches) + view.lift(place, top)
     view.shade(strokes(shadow, 0.2), 0.15, 0.7)
-    view.paint(strokes(crown, 0.24), BALD_TREE, view.grain(bark, 0, 0, 0.2, 0.3))
+    rough = view.grain(bark, 0, 0, 0.2, 0.3)
+    view.paint(strokes(crown, 0.24), BALD_TREE, rough)

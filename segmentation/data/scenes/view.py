@@ -6,8 +6,8 @@ blends the colour. So edges are smooth in the image, hard in the mask, and at th
 Colours are linear light. Its square root is what a display shows: close to its gamma, and cheap.
 """
 
-import math
 from collections.abc import Callable
+from math import cos, pi, sin
 
 import numpy as np
 from numpy import ndarray
@@ -28,7 +28,7 @@ FINE = (0, 0.1, 0.1, 0.2)
 
 def rgb(code: int) -> Colour:
     """The linear light of a display colour 0xRRGGBB."""
-    return (np.array(red_green_blue(code), dtype=np.float32) / 255) ** 2
+    return (np.array(red_green_blue(code), np.float32) / 255) ** 2
 
 
 class View:
@@ -43,37 +43,37 @@ class View:
         self.extent = rng.uniform(19, 31)  # metres along the longer side
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
-        azimuth = rng.uniform(0, 2 * np.pi)
-        reach = rng.uniform(0.35, 1.3)
         # metres of shadow for a metre of height
-        self.sun = reach * direction(azimuth)
-        self.yaw = turn(rng.uniform(0, 2 * np.pi))
+        self.sun = direction(rng.uniform(0, 2 * pi))
+        self.sun *= rng.uniform(0.35, 1.3)
+        self.yaw = turn(rng.uniform(0, 2 * pi))
 
-        v, u = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+        v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
         u = (u - width / 2) * self.pixel
         v = (v - height / 2) * self.pixel
-        (cos, sin), _ = self.yaw.tolist()
-        self.x = cos * u - sin * v
-        self.y = sin * u + cos * v
-        self.noise = [self._draw_noise(cell, size) for cell in (6.0, 1.5, 0.5, 0.2)]
+        (c, s), _ = self.yaw.tolist()
+        self.x = c * u - s * v
+        self.y = s * u + c * v
 
         self.albedo = np.zeros((height, width, 3), np.float32)
         self.light = np.ones(size, np.float32)  # fraction of the direct sun
         self.mask = np.zeros(size, np.uint8)
+        self.noise = [self._draw_noise(cell) for cell in (6.0, 1.5, 0.5, 0.2)]
         self.taken: list[Shape] = []
 
-    def _draw_noise(self, cell: float, size: tuple[int, int]) -> ndarray:
+    def _draw_noise(self, cell: float) -> ndarray:
         """Smooth noise about zero, H x W.
 
         Its grid covers the widest view, so every size draws the same numbers.
         """
         cells = round(32 / cell) + 2
-        grid = Image.fromarray(self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
-        reach = np.array(size[::-1]) * self.pixel / cell / 2
-        left, top = cells / 2 - reach
-        right, bottom = cells / 2 + reach
-        box = (left, top, right, bottom)
-        return np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        grid = self.rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+        size = self.mask.shape[::-1]
+        middle = cells / 2
+        reach = np.array(size) * self.pixel / cell / 2
+        box = (*(middle - reach), *(middle + reach))
+        seen = Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC, box)
+        return np.asarray(seen)
 
     def draw_colour(self, *codes: int) -> Colour:
         """One of the display colours, a little lighter or darker and a little off its hue."""
@@ -88,9 +88,9 @@ class View:
 
         Without weights the grain is fine.
         """
-        layers = list(zip(weights or FINE, self.noise, strict=False))
 
         def pattern(window: Window) -> ndarray:
+            layers = zip(weights or FINE, self.noise, strict=False)
             brightness = 1 + sum(weight * noise[window] for weight, noise in layers)
             return np.asarray(brightness)[..., None] * colour
 
@@ -113,9 +113,9 @@ class View:
         def pattern(window: Window) -> ndarray:
             colour = texture(window)
             for k, pitch in enumerate(pitches):
-                towards = angle + k * np.pi / 2
-                c = math.cos(towards) / pitch
-                s = math.sin(towards) / pitch
+                towards = angle + k * pi / 2
+                c = cos(towards) / pitch
+                s = sin(towards) / pitch
                 position = (c * self.x[window] + s * self.y[window]) % 1
                 pixels = pitch / self.pixel
                 depth = 0.35 * min(1.0, max(0.0, pixels / 2 - 0.5))
@@ -147,8 +147,8 @@ class View:
         reach = (shape.margin + margin) / self.pixel + 1
         first = (points.min(axis=0) - reach).astype(int)
         last = (points.max(axis=0) + reach).astype(int)
-        left, top = first.clip(min=0).tolist()
-        right, bottom = (last + 1).clip(min=0).tolist()
+        left, top = first.clip(0)
+        right, bottom = (last + 1).clip(0)
         window = slice(top, bottom), slice(left, right)
         return window, shape.distance(self.x[window], self.y[window])
 
@@ -162,11 +162,10 @@ class View:
         """Cover what lies below with the area."""
         window, distance = self._distance(area)
         self.mask[window][distance < 0] = label
-        if distance.size:
-            cover = np.clip(0.5 - distance / self.pixel, 0, 1)
-            colour = texture(window) if callable(texture) else texture
-            self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
-            self.light[window] += cover * (np.float32(light) - self.light[window])
+        cover = np.clip(0.5 - distance / self.pixel, 0, 1)
+        colour = texture(window) if callable(texture) else texture
+        self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
+        self.light[window] += cover * (np.float32(light) - self.light[window])
 
     def shade(
         self,
@@ -206,8 +205,10 @@ class View:
         """
         rng = self.rng
         warmth = rng.normal(0, 0.07)
-        sun = rng.uniform(0.45, 1.0) * np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
-        sky = rng.uniform(0.28, 0.45) * np.array([0.88, 1.0, 1.2], np.float32)
+        sun = np.array([1.06 + warmth, 1.0, 0.9 - warmth], np.float32)
+        sun *= rng.uniform(0.45, 1.0)
+        sky = np.array([0.88, 1.0, 1.2], np.float32)
+        sky *= rng.uniform(0.28, 0.45)
         haze = rng.uniform(0, 0.05)
         exposure = rng.uniform(0.8, 1.25)
         blur = rng.uniform(0.2, 0.7)
@@ -215,7 +216,8 @@ class View:
 
         light = self.light[..., None] * sun + sky
         linear = self.albedo * light * (exposure * (1 - haze)) + haze
-        display = (np.sqrt(np.clip(linear, 0, 1)) * 255).astype(np.uint8)
-        blurred = np.asarray(Image.fromarray(display).filter(ImageFilter.GaussianBlur(blur)))
-        speckle = rng.standard_normal(linear.shape, dtype=np.float32) * np.float32(noise)
-        return np.clip(blurred + speckle, 0, 255).astype(np.uint8)
+        display = np.sqrt(linear.clip(0, 1)) * 255
+        sharp = Image.fromarray(display.astype(np.uint8))
+        blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)))
+        speckle = noise * rng.standard_normal(linear.shape, np.float32)
+        return (blurred + speckle).clip(0, 255).astype(np.uint8)
