@@ -11,7 +11,6 @@ the expansive path ends at half the image's size, where the logits are made and 
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from .layers import Normalise, check_size, start_undecided
@@ -26,8 +25,11 @@ class ResNet18Encoder(nn.Module):
     channels = (64, 64, 128, 256, 512)
 
     def __init__(self, in_channels: int = 3):
+        # Imported here: torchvision takes two seconds to import, and SegFormer does not need it.
+        from torchvision.models import resnet18
+
         super().__init__()
-        resnet = torchvision.models.resnet18(weights=None)
+        resnet = resnet18(weights=None)
         if in_channels != 3:
             resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
