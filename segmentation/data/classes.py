@@ -118,13 +118,13 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 def _parse_row(path: Path, row: list[str]) -> tuple[int, str, Colour]:
     try:
-        index, name = int(row[0]), row[1]
-        red, green, blue = map(int, row[2:])
-    except (ValueError, IndexError):
+        first, name, red, green, blue = row
+        numbers = [int(part) for part in (first, red, green, blue)]
+    except ValueError:
         raise BadInput(
             f"{path}: cannot read the line {','.join(row)!r}; lines are index,name,r,g,b"
         ) from None
-    colour = [red, green, blue]
-    if not all(0 <= number <= 255 for number in (index, *colour)):
+    if not all(0 <= number <= 255 for number in numbers):
         raise BadInput(f"{path}: numbers in {','.join(row)!r} must be within 0..255")
+    index, *colour = numbers
     return index, name, colour

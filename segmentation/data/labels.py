@@ -9,10 +9,9 @@ import numpy as np
 
 from ..errors import BadInput
 from ..metrics import IGNORED
-from .problems import Antialiased, Unreadable
+from .problems import ANTIALIASED, Unreadable
 
 Colour = list[int]  # red, green, blue, 0..255 each
-ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
 
 
 def red_green_blue(code: int) -> Colour:
@@ -81,7 +80,7 @@ def check_declared(counts: list[int], table: np.ndarray) -> None:
         return
     if len(undeclared) > 8:
         pixels = sum(counts[value] for value in undeclared)
-        raise Antialiased(
+        raise Unreadable(
             f"holds {len(undeclared)} undeclared values {undeclared[0]}..{undeclared[-1]} "
             f"({pixels} pixels, {100 * pixels / sum(counts):.2g} %): {ANTIALIASED}"
         )
