@@ -149,10 +149,6 @@ class SegFormer(nn.Module):
         SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if the files are
         not there, cannot be read, or do not fit.
         """
-        from ..pretrained.huggingface import HuggingFaceSegFormer  # which needs this file
+        from ..pretrained.huggingface import load_segformer  # which needs this file
 
-        saved = HuggingFaceSegFormer(path)
-        model = cls(**saved.arguments)
-        model.load_state_dict(saved.weights_for(model))
-        model.classes = saved.classes
-        return model.eval()
+        return load_segformer(cls, path)
