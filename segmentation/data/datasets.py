@@ -63,11 +63,11 @@ class SegmentationDataset:
     @cached_property
     def pixel_counts(self) -> dict[str, list[int]]:
         """Pixels of each class in the masks of each split."""
-        counts = {}
-        for split, names in self.splits.items():
-            total = _count_labels(self.pairs[name] for name in names)
-            counts[split] = total[: len(self.classes)].tolist()
-        return counts
+        K = len(self.classes)
+        return {
+            split: _count_labels(self.pairs[name] for name in names)[:K].tolist()
+            for split, names in self.splits.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a checkpoint.
@@ -152,9 +152,10 @@ def _open_scenes(
     stored: Splits | None,
 ) -> tuple[Splits, dict[str, Pair]]:
     """The splits, and the pair of each name."""
-    drawn = {}
-    for split, count in scenes.IMAGES_PER_SPLIT.items():
-        drawn[split] = [f"{split}/{index:04d}" for index in range(count)]
+    drawn = {
+        split: [f"{split}/{index:04d}" for index in range(count)]
+        for split, count in scenes.IMAGES_PER_SPLIT.items()
+    }
     splits = stored or drawn
     unknown = [name for split in drawn for name in splits[split] if name not in drawn[split]]
     if unknown:
@@ -163,10 +164,8 @@ def _open_scenes(
         )
     sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
     version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer
-    return splits, _in_threads(
-        lambda name: render_pair(version, seed, name, size, table),
-        splits,
-    )
+    pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
+    return splits, pairs
 
 
 def _open_folder(

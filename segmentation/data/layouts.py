@@ -140,13 +140,10 @@ def _generic(base: Path, task: str) -> Recognised | None:
             missing = Folders(base / split / "images", base / split / "masks", split)
             folders += found or [missing]
     table = base / "classes.csv"
-    if not table.exists():
-        return "generic", folders, None
-    classes = read_classes(table)
-    count = len(classes.names)
-    if task == "binary" and count != 2:
+    classes = read_classes(table) if table.exists() else None
+    if classes and task == "binary" and len(classes.names) != 2:
         raise BadInput(
-            f"{table}: --task binary needs two classes, this table has {count}; "
+            f"{table}: --task binary needs two classes, this table has {len(classes.names)}; "
             "leave out --task binary"
         )
     return "generic", folders, classes
@@ -243,10 +240,9 @@ def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[st
     for path in files:
         name = _name(root, path)
         same = result.setdefault(path.stem, [])
-        if same:
-            first = Path(same[0]).name
-            problems.append(f"{name}: same name as {first}; keep one of them")
         same.append(name)
+        if len(same) > 1:
+            problems.append(f"{name}: same name as {Path(same[0]).name}; keep one of them")
     return result
 
 

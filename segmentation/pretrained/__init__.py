@@ -15,7 +15,7 @@ from ..models.unet import ResNet18Encoder
 from .files import fetch, read_weights, weights_file
 from .names import recognise, translate
 
-# torchvision's ResNet18_Weights.IMAGENET1K_V1.url, which takes two seconds to import.
+# ResNet18_Weights.IMAGENET1K_V1.url, a copy because torchvision takes two seconds to import.
 RESNET18_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 MIT_URL = "https://huggingface.co/nvidia/mit-{variant}/resolve/main/pytorch_model.bin"
 
