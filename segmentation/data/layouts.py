@@ -255,8 +255,7 @@ def split_names(names: list[str], seed: int) -> Splits:
     """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
     ordered = sorted(names)
     rest = len(ordered) - len(ordered) // 8
-    order = np.random.default_rng(seed).permutation(rest)
-    shuffled = [ordered[i] for i in order]
+    shuffled = np.random.default_rng(seed).permutation(ordered[:rest]).tolist()
     train = rest * 4 // 5
     return {
         "train": sorted(shuffled[:train]),

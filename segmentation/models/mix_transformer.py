@@ -150,15 +150,14 @@ class Block(nn.Module):
         self.place = place
         self.norm1 = nn.LayerNorm(channels, norm_eps)
         self.attention = EfficientSelfAttention(channels, heads, reduction)
-        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels, norm_eps)
         self.ffn = MixFFN(channels)
-        self.drop_path2 = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """N x H x W x C -> the same. draws: see `draw_depth`."""
-        x = x + self.drop_path1(self.attention(self.norm1(x)), draws[0])
-        return x + self.drop_path2(self.ffn(self.norm2(x)), draws[1])
+        x = x + self.drop_path(self.attention(self.norm1(x)), draws[0])
+        return x + self.drop_path(self.ffn(self.norm2(x)), draws[1])
 
 
 def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
@@ -167,7 +166,7 @@ def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
     Drawn for all blocks at once, because a draw is some 30 operators whatever its size.
     """
     blocks = [module for module in part.modules() if isinstance(module, Block)]
-    last = blocks[-1].drop_path2
+    last = blocks[-1].drop_path
     if last.p == 0 or not last.training:
         return [(None, None)] * len(blocks)
     if keys is None:
