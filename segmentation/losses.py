@@ -31,10 +31,15 @@ def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     N, K, H, _ = probability.shape
     # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
     rows = probability.new_zeros(N, H, K)
-    tp = rows.scatter_add(2, label[:, 0], probability.gather(1, label)[:, 0])
+    true_probability = probability.gather(1, label)
+    tp = rows.scatter_add(2, label[:, 0], true_probability[:, 0])
     p = probability.sum((2, 3))
     t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows))
-    sums = tp.sum((0, 1), dtype=wide), p.sum(0, dtype=wide), t.sum((0, 1), dtype=wide)
+    sums = (
+        tp.sum((0, 1), dtype=wide),
+        p.sum(0, dtype=wide),
+        t.sum((0, 1), dtype=wide),
+    )
     return torch.stack(sums)
 
 
@@ -59,9 +64,13 @@ class TverskySums(torch.autograd.Function):
         """With g = dP + [k = y] dTP, the softmax gives dlogit_k = p_k (g_k - sum_j p_j g_j)."""
         probability, label = ctx.saved_tensors
         d_tp, d_p, _ = gradient.to(probability.dtype)
-        true = probability.gather(1, label) * d_tp[label]  # N x 1 x H x W: p_y dTP_y
-        mean = (d_p @ probability.flatten(2)).view_as(true) + true
-        d_logits = (d_p.view(1, -1, 1, 1) - mean).mul_(probability).scatter_add_(1, label, true)
+        true_probability = probability.gather(1, label)  # N x 1 x H x W
+        true_part = true_probability * d_tp[label]  # p_y dTP_y
+        all_parts = d_p @ probability.flatten(2)  # sum_j p_j dP_j
+        mean = all_parts.view_as(true_part) + true_part  # sum_j p_j g_j
+        d_logits = d_p.view(1, -1, 1, 1) - mean
+        d_logits.mul_(probability)
+        d_logits.scatter_add_(1, label, true_part)
         return d_logits.to(ctx.logits_dtype), None, None
 
 
@@ -71,9 +80,12 @@ def tversky_loss(sums: Tensor, alpha: float, beta: float) -> Tensor:
     The loss is 0 where no pixel counts.
     """
     tp, p, t = sums
-    index = (tp + EPSILON) / (tp + alpha * (p - tp) + beta * (t - tp) + EPSILON)
+    numerator = tp + EPSILON
+    denominator = tp + alpha * (p - tp) + beta * (t - tp) + EPSILON  # P - TP = FP, T - TP = FN
+    index = numerator / denominator
     present = t > 0
-    return ((1 - index) * present).sum() / present.sum().clamp(min=1)
+    losses = (1 - index) * present
+    return losses.sum() / present.sum().clamp(min=1)
 
 
 class TverskyLoss(nn.Module):
@@ -90,7 +102,9 @@ class TverskyLoss(nn.Module):
 
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, ignore_index: int = 255):
         super().__init__()
-        self.alpha, self.beta, self.ignore_index = alpha, beta, ignore_index
+        self.alpha = alpha
+        self.beta = beta
+        self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
@@ -124,10 +138,18 @@ class TverskyCrossEntropy(TverskyLoss):
         tversky = super().forward(logits, target)
         logits = logits.to(tversky.dtype)
         weights = self.class_weights
-        weights = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits)
-        ignored = self.ignore_index
-        total = F.cross_entropy(logits, target, weights, ignore_index=ignored, reduction="sum")
-        valid = target != ignored
-        count = (weights[torch.where(valid, target, 0)] * valid).sum()
-        total, count = all_reduce_sum(torch.stack((total, count)))
-        return tversky + total / torch.where(count > 0, count, 1)
+        if weights is None:
+            weights = logits.new_ones(logits.shape[1])
+        weights = weights.to(logits)
+        total = F.cross_entropy(
+            logits,
+            target,
+            weights,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+        )
+        valid = target != self.ignore_index
+        pixel_weights = weights[torch.where(valid, target, 0)] * valid
+        sums = torch.stack((total, pixel_weights.sum()))
+        total, total_weight = all_reduce_sum(sums)
+        return tversky + total / torch.where(total_weight > 0, total_weight, 1)

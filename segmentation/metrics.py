@@ -26,28 +26,35 @@ def confusion_matrix(
         raise ValueError(f"{shapes} differ in shape")
     K = num_classes
     if target.numel() == 0:
-        return torch.zeros(K, K, dtype=torch.int64, device=target.device)
+        return target.new_zeros(K, K)
     valid = target != ignore_index
     labels = torch.where(valid, target, 0)
-    # One transfer for all four numbers: a GPU is waited for once.
-    extremes = torch.stack((*prediction.aminmax(), *labels.aminmax())).view(2, 2).tolist()
-    for name, (low, high) in zip(("prediction", "target"), extremes, strict=True):
+    extremes = torch.stack((*prediction.aminmax(), *labels.aminmax()))
+    ranges = extremes.view(2, 2).tolist()  # one transfer: a GPU is waited for once
+    for name, (low, high) in zip(("prediction", "target"), ranges, strict=True):
         if low < 0 or high >= K:
             raise ValueError(f"{name} holds labels {low}..{high}, the {K} classes are 0..{K - 1}")
-    pairs = torch.where(valid, target * K + prediction, K * K)  # the last bin takes what is ignored
-    return torch.bincount(pairs.flatten(), minlength=K * K + 1)[:-1].view(K, K)
+    bins = torch.where(valid, target * K + prediction, K * K)  # the last takes what is ignored
+    counts = torch.bincount(bins.flatten(), minlength=K * K + 1)
+    return counts[:-1].view(K, K)
 
 
 class ConfusionMatrix:
     """Accumulates K x K counts (rows target, columns prediction) and derives every score."""
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORED):
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """prediction, target: int64, N x H x W. Pixels whose target is ignored count nowhere."""
-        counts = confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
+        counts = confusion_matrix(
+            prediction,
+            target,
+            self.num_classes,
+            self.ignore_index,
+        )
         self.matrix = self.matrix.to(counts.device) + counts
 
     def reduce(self) -> None:
@@ -61,11 +68,12 @@ class ConfusionMatrix:
         """
         iou, accuracy = class_scores(self.matrix)
         names = classes or [str(k) for k in range(self.num_classes)]
-        right = self.matrix.diagonal().sum().double()
+        right = self.matrix.diagonal().sum()
+        pixel_accuracy = right.double() / self.matrix.sum()
         return {
             "miou": _number(iou.nanmean()),
             "mpa": _number(accuracy.nanmean()),
-            "pixel_accuracy": _number(right / self.matrix.sum()),
+            "pixel_accuracy": _number(pixel_accuracy),
             "iou": dict(zip(names, map(_number, iou), strict=True)),
             "accuracy": dict(zip(names, map(_number, accuracy), strict=True)),
         }
@@ -77,8 +85,11 @@ def class_scores(matrix: Tensor) -> tuple[Tensor, Tensor]:
     NaN where the union, or the target, is empty.
     """
     matrix = matrix.double()
-    tp, target, predicted = matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-1), matrix.sum(-2)
-    return tp / (target + predicted - tp), tp / target
+    tp = matrix.diagonal(dim1=-2, dim2=-1)
+    target = matrix.sum(-1)
+    predicted = matrix.sum(-2)
+    union = target + predicted - tp
+    return tp / union, tp / target
 
 
 def image_scores(matrices: Tensor) -> dict:
@@ -88,11 +99,11 @@ def image_scores(matrices: Tensor) -> dict:
     images: each image's own {miou, mpa}. None where nothing counts.
     """
     iou, accuracy = class_scores(matrices)
-    images = zip(map(_number, iou.nanmean(-1)), map(_number, accuracy.nanmean(-1)), strict=True)
+    means = zip(iou.nanmean(-1), accuracy.nanmean(-1), strict=True)
     return {
         "image_miou": _number(iou.nanmean(0).nanmean()),
         "image_mpa": _number(accuracy.nanmean(0).nanmean()),
-        "images": [{"miou": miou, "mpa": mpa} for miou, mpa in images],
+        "images": [{"miou": _number(miou), "mpa": _number(mpa)} for miou, mpa in means],
     }
 
 

@@ -111,7 +111,7 @@ def test_a_block_leaves_each_branch_out_for_whole_images():
 
 def test_stochastic_depth_grows_linearly_to_its_rate():
     model = MixTransformer("b0", drop_path=0.14)
-    rates = [block.drop_path2.p for stage in model.stages for block in stage.blocks]
+    rates = [block.drop_path.p for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.10, 0.12, 0.14])
 
 

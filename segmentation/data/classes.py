@@ -44,8 +44,6 @@ CAMVID_COLOURS = {
     "pedestrian": 0x404000,
     "bicyclist": 0x0080C0,
 }
-
-
 CAMVID = ClassTable(
     list(CAMVID_COLOURS),
     [red_green_blue(code) for code in CAMVID_COLOURS.values()],
@@ -66,12 +64,12 @@ def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
 
 def numbered_classes(count: int) -> ClassTable:
     """Names "0", "1", ... and colours of well separated hues, for labels that nothing names."""
-    names, palette = [], []
+    palette = []
     for index in range(count):
-        names.append(str(index))
-        colour = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.95)
+        hue = index * 0.618034 % 1
+        colour = colorsys.hsv_to_rgb(hue, 0.75, 0.95)
         palette.append([round(255 * part) for part in colour])
-    return ClassTable(names, palette)
+    return ClassTable([str(index) for index in range(count)], palette)
 
 
 def read_classes(path: Path) -> ClassTable:
@@ -90,15 +88,20 @@ def read_classes(path: Path) -> ClassTable:
                 f"{path}: {','.join(row)!r} repeats an index, a name or a colour; "
                 "each must be its own"
             )
-        names[index], palette[index], colours[code] = name, colour, index
+        names[index] = name
+        palette[index] = colour
+        colours[code] = index
     count = len(names) - (IGNORED in names)
     if count < 2 or not names.keys() >= set(range(count)):
         raise BadInput(
             f"{path}: the indices must be 0, 1, ..., K-1 with K at least 2 "
             "(and 255 for ignored pixels)"
         )
-    order = range(count)
-    return ClassTable([names[i] for i in order], [palette[i] for i in order], colours=colours)
+    return ClassTable(
+        [names[i] for i in range(count)],
+        [palette[i] for i in range(count)],
+        colours=colours,
+    )
 
 
 def _read_rows(path: Path) -> list[list[str]]:
@@ -118,13 +121,13 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 def _parse_row(path: Path, row: list[str]) -> tuple[int, str, Colour]:
     try:
-        index, name = int(row[0]), row[1]
-        red, green, blue = map(int, row[2:])
-    except (ValueError, IndexError):
+        first, name, red, green, blue = row
+        numbers = [int(part) for part in (first, red, green, blue)]
+    except ValueError:
         raise BadInput(
             f"{path}: cannot read the line {','.join(row)!r}; lines are index,name,r,g,b"
         ) from None
-    colour = [red, green, blue]
-    if not all(0 <= number <= 255 for number in (index, *colour)):
+    if not all(0 <= number <= 255 for number in numbers):
         raise BadInput(f"{path}: numbers in {','.join(row)!r} must be within 0..255")
+    index, *colour = numbers
     return index, name, colour

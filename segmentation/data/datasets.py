@@ -21,10 +21,10 @@ from ..errors import BadInput
 from . import scenes
 from .cache import entry_of, load_array
 from .classes import drone_classes, numbered_classes
-from .labels import IGNORED, check_labels, label_table
+from .labels import IGNORED, ClassTable, check_labels, label_table
 from .layouts import SPLITS, Layout, Splits, find_layout, split_names
 from .pairs import Pair, Size, read_pair, render_pair
-from .problems import Problem, listing
+from .problems import listing
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
 SCENE_SIZE = (256, 256)
@@ -63,11 +63,11 @@ class SegmentationDataset:
     @cached_property
     def pixel_counts(self) -> dict[str, list[int]]:
         """Pixels of each class in the masks of each split."""
-        counts = {}
-        for split, names in self.splits.items():
-            total = _count_labels(self.pairs[name] for name in names)
-            counts[split] = total[: len(self.classes)].tolist()
-        return counts
+        K = len(self.classes)
+        return {
+            split: _count_labels(self.pairs[name] for name in names)[:K].tolist()
+            for split, names in self.splits.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a checkpoint.
@@ -112,44 +112,27 @@ def open_dataset(
     """
     if task not in ("multiclass", "binary"):
         raise BadInput(f"--task {task}: unknown; it is multiclass or binary")
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
+    if image_size and min(image_size) < 32:
         raise BadInput(
             f"--image-size {' '.join(map(str, image_size))}: "
             "give height and width, at least 32 each"
         )
     size = (image_size[0], image_size[1]) if image_size else None
-    label_map = dict(label_map or {})
-    if splits is not None:
-        splits = {split: list(splits.get(split, [])) for split in SPLITS}
+    label_map = label_map or {}
     if data == "scenes":
-        return _open_scenes(task, seed, label_map, size or SCENE_SIZE, splits)
-    return _open_folder(Path(os.path.abspath(data)), task, seed, label_map, size, splits, skip_bad)
-
-
-def _open_scenes(
-    task: str,
-    seed: int,
-    label_map: dict[int, int],
-    size: Size,
-    stored: Splits | None,
-) -> SegmentationDataset:
-    drawn = {}
-    for split, count in scenes.IMAGES_PER_SPLIT.items():
-        drawn[split] = [f"{split}/{index:04d}" for index in range(count)]
-    splits = stored or drawn
-    unknown = [name for split in SPLITS for name in splits[split] if name not in drawn[split]]
-    if unknown:
-        raise BadInput(
-            f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?"
+        root = layout = data
+        skipped: list[str] = []
+        size = size or SCENE_SIZE
+        classes = drone_classes(task)
+        splits, pairs = _open_scenes(seed, label_table(classes, label_map), size, splits)
+    else:
+        root = os.path.abspath(data)
+        layout, classes, splits, pairs, skipped = _open_folder(
+            Path(root), task, seed, label_map, size, splits, skip_bad
         )
-    classes = drone_classes(task)
-    table = label_table(classes, label_map)
-    sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
-    version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer
-    pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
     return SegmentationDataset(
-        "scenes",
-        "scenes",
+        layout,
+        root,
         task,
         seed,
         label_map,
@@ -158,7 +141,31 @@ def _open_scenes(
         classes.palette,
         splits,
         pairs,
+        skipped,
     )
+
+
+def _open_scenes(
+    seed: int,
+    table: ndarray,
+    size: Size,
+    stored: Splits | None,
+) -> tuple[Splits, dict[str, Pair]]:
+    """The splits, and the pair of each name."""
+    drawn = {
+        split: [f"{split}/{index:04d}" for index in range(count)]
+        for split, count in scenes.IMAGES_PER_SPLIT.items()
+    }
+    splits = stored or drawn
+    unknown = [name for split in drawn for name in splits[split] if name not in drawn[split]]
+    if unknown:
+        raise BadInput(
+            f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?"
+        )
+    sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
+    version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer
+    pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
+    return splits, pairs
 
 
 def _open_folder(
@@ -169,7 +176,8 @@ def _open_folder(
     size: Size | None,
     stored: Splits | None,
     skip_bad: bool,
-) -> SegmentationDataset:
+) -> tuple[str, ClassTable, Splits, dict[str, Pair], list[str]]:
+    """The layout, the classes, the splits, the good pairs, and a sentence on each bad one."""
     try:
         layout = find_layout(root, task)
     except OSError as error:
@@ -184,43 +192,33 @@ def _open_folder(
         lambda name: read_pair(root, name, layout.pairs[name], table, colours, size),
         splits,
     )
-    bad = {name: result for name, result in reads.items() if isinstance(result, list)}
-    good = {name: result for name, result in reads.items() if isinstance(result, Pair)}
-    bad |= _duplicates(splits, good)
-    good = {name: pair for name, pair in good.items() if name not in bad}
-    problems = [problem for name in layout.pairs for problem in bad.get(name, [])]
-    if stored is None:
-        problems = layout.problems + problems
+    reads |= _duplicates(splits, reads)
+    pairs = {}
+    problems = [] if stored else list(layout.problems)
+    for name in layout.pairs:
+        result = reads.get(name, [])
+        if isinstance(result, Pair):
+            pairs[name] = result
+        else:
+            problems += result
 
-    counts = _count_labels(good.values())
+    counts = _count_labels(pairs.values())
     nonsense = check_labels(counts, task, declared=declared is not None)
     if nonsense:
-        first = Problem(f"{layout.masks}/: {nonsense}")
-        raise BadInput(listing(f"{root}: labels that cannot be used", [first, *problems]))
+        problems = [f"{layout.masks}/: {nonsense}", *problems]
+        raise BadInput(listing(f"{root}: labels that cannot be used", problems))
     if problems and not skip_bad:
         raise BadInput(
             listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
         )
-    splits = {split: [name for name in splits[split] if name in good] for split in SPLITS}
+    splits = {split: [name for name in splits[split] if name in pairs] for split in SPLITS}
     if stored is None and not (splits["train"] and splits["val"]):
         raise BadInput(
             listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
         )
     highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
     classes = declared or numbered_classes(highest + 1)
-    return SegmentationDataset(
-        layout.name,
-        str(root),
-        task,
-        seed,
-        label_map,
-        size,
-        classes.names,
-        classes.palette,
-        splits,
-        good,
-        skipped=[problem.sentence for problem in problems],
-    )
+    return layout.name, classes, splits, pairs, problems
 
 
 def _choose_splits(
@@ -231,17 +229,18 @@ def _choose_splits(
 ) -> Splits:
     """The stored splits, else those of the folder, else new ones."""
     if stored is not None:
-        gone = []
-        for split in SPLITS:
-            for name in stored[split]:
-                if name not in layout.pairs:
-                    gone.append(Problem(f"{name}: in the stored {split} split"))
+        gone = [
+            f"{name}: in the stored {split} split"
+            for split, names in stored.items()
+            for name in names
+            if name not in layout.pairs
+        ]
         if gone:
             title = f"{root}: {len(gone)} images of the stored splits have no pair there"
             raise BadInput(listing(title, gone))
         return stored
     if len(layout.pairs) < 2:
-        alone = Problem("a single pair cannot be split into train and val: add images")
+        alone = "a single pair cannot be split into train and val: add images"
         raise BadInput(
             listing(f"{root}: {len(layout.pairs)} images with a mask", layout.problems or [alone])
         )
@@ -261,7 +260,7 @@ def _count_labels(pairs: Iterable[Pair]) -> ndarray:
     return np.sum([[0] * 256, *(pair.counts for pair in pairs)], axis=0)
 
 
-def _duplicates(splits: Splits, pairs: dict[str, Pair]) -> dict[str, list[Problem]]:
+def _duplicates(splits: Splits, reads: dict[str, Any]) -> dict[str, list[str]]:
     """name -> its problem, for images that are byte for byte in two splits.
 
     The copy in the training split is the one reported, or that in val if the other is in test.
@@ -270,12 +269,13 @@ def _duplicates(splits: Splits, pairs: dict[str, Pair]) -> dict[str, list[Proble
     problems = {}
     for split in reversed(SPLITS):
         for name in splits[split]:
-            if name not in pairs:
+            pair = reads[name]
+            if not isinstance(pair, Pair):
                 continue
-            other_split, other = seen.setdefault(pairs[name].digest, (split, name))
+            other_split, other = seen.setdefault(pair.digest, (split, name))
             if other_split != split:
                 same = f"{name} ({split}): the same file as {other} ({other_split})"
-                problems[name] = [Problem(f"{same}; keep one of them")]
+                problems[name] = [f"{same}; keep one of them"]
     return problems
 
 

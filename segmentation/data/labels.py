@@ -9,10 +9,9 @@ import numpy as np
 
 from ..errors import BadInput
 from ..metrics import IGNORED
-from .problems import Antialiased, Unreadable
+from .problems import ANTIALIASED, Unreadable
 
 Colour = list[int]  # red, green, blue, 0..255 each
-ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
 
 
 def red_green_blue(code: int) -> Colour:
@@ -81,7 +80,7 @@ def check_declared(counts: list[int], table: np.ndarray) -> None:
         return
     if len(undeclared) > 8:
         pixels = sum(counts[value] for value in undeclared)
-        raise Antialiased(
+        raise Unreadable(
             f"holds {len(undeclared)} undeclared values {undeclared[0]}..{undeclared[-1]} "
             f"({pixels} pixels, {100 * pixels / sum(counts):.2g} %): {ANTIALIASED}"
         )
@@ -95,28 +94,22 @@ def check_declared(counts: list[int], table: np.ndarray) -> None:
     raise Unreadable(f"holds undeclared values {values}: say --label-map {advice} ({meaning})")
 
 
-def check_labels(
-    counts: np.ndarray,
-    task: str,
-    *,
-    declared: bool,
-) -> str:
+def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
     """ "", or one sentence on why the labels of all masks together make no sense.
 
     counts: pixels of each label 0..255; declared: the data set says what its classes are.
     """
-    labels = np.flatnonzero(counts).tolist()
-    present = [label for label in labels if label != IGNORED]
-    if not labels:
-        return ""
-    if not declared and len(labels) > 32 and np.sort(counts)[-2:].sum() > 0.9 * counts.sum():
-        return f"masks hold {len(labels)} values, two of them in most pixels: {ANTIALIASED}"
+    present = np.flatnonzero(counts[:IGNORED]).tolist()
+    held = np.count_nonzero(counts)
+    in_two = np.sort(counts)[-2:].sum()
+    if not declared and held > 32 and in_two > 0.9 * counts.sum():
+        return f"masks hold {held} values, two of them in most pixels: {ANTIALIASED}"
     if counts[IGNORED] and present == [0]:
         return (
             "masks hold only 0 and 255, and 255 means ignored; "
             "where it is class 1 say --label-map 255=1"
         )
-    if declared:
+    if declared or not held:
         return ""
     if len(present) < 2:
         return f"masks hold only the labels {present}; a segmentation needs two classes"

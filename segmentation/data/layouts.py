@@ -14,7 +14,6 @@ import numpy as np
 
 from ..errors import BadInput
 from .classes import CAMVID, ClassTable, drone_classes, read_classes
-from .problems import Problem
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = {
@@ -67,10 +66,10 @@ class Layout:
 
     name: str
     pairs: dict[str, str]  # image -> mask, as names below the root; sorted
-    splits: Splits | None  # None: the data set gives none
+    splits: Splits  # empty: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
     masks: str  # the first folder of masks, below the root
-    problems: list[Problem]  # files without a partner, missing folders
+    problems: list[str]  # files without a partner, missing folders
 
 
 def find_layout(root: Path, task: str) -> Layout:
@@ -80,8 +79,8 @@ def find_layout(root: Path, task: str) -> Layout:
     """
     name, folders, classes = _recognise(root, task)
     pairs: dict[str, str] = {}
-    splits: Splits = {split: [] for split in SPLITS}
-    problems: list[Problem] = []
+    splits: Splits = {}
+    problems: list[str] = []
     for each in folders:
         found = _pair(root, each, problems)
         pairs |= found
@@ -90,7 +89,7 @@ def find_layout(root: Path, task: str) -> Layout:
     return Layout(
         name,
         dict(sorted(pairs.items())),
-        splits if folders[0].split else None,
+        splits,
         classes,
         _name(root, folders[0].masks),
         problems,
@@ -141,13 +140,10 @@ def _generic(base: Path, task: str) -> Recognised | None:
             missing = Folders(base / split / "images", base / split / "masks", split)
             folders += found or [missing]
     table = base / "classes.csv"
-    if not table.exists():
-        return "generic", folders, None
-    classes = read_classes(table)
-    count = len(classes.names)
-    if task == "binary" and count != 2:
+    classes = read_classes(table) if table.exists() else None
+    if classes and task == "binary" and len(classes.names) != 2:
         raise BadInput(
-            f"{table}: --task binary needs two classes, this table has {count}; "
+            f"{table}: --task binary needs two classes, this table has {len(classes.names)}; "
             "leave out --task binary"
         )
     return "generic", folders, classes
@@ -206,41 +202,31 @@ def _drone_name(images: Path) -> str:
     return "drone" if png else "drone original"
 
 
-def _pair(
-    root: Path,
-    folders: Folders,
-    problems: list[Problem],
-) -> dict[str, str]:
+def _pair(root: Path, folders: Folders, problems: list[str]) -> dict[str, str]:
     """Image -> mask, as names below the root. Adds a problem for each without a partner."""
     image_folder = _name(root, folders.images)
     mask_folder = _name(root, folders.masks)
     if folders.split and not folders.images.is_dir() and not folders.masks.is_dir():
         if folders.split != "test":
-            sentence = "missing; a set with its own splits has train and val"
-            problems.append(Problem(f"{image_folder}/: {sentence}"))
+            missing = "missing; a set with its own splits has train and val"
+            problems.append(f"{image_folder}/: {missing}")
         return {}
     images = _by_stem(root, folders.images, problems)
     masks = _by_stem(root, folders.masks, problems)
-    if images and masks:
-        for files, others, partner in (
-            (images, masks, f"mask {mask_folder}"),
-            (masks, images, f"image {image_folder}"),
-        ):
-            for stem, names in files.items():
-                if stem not in others:
-                    problems.append(Problem(f"{names[0]}: no {partner}/{stem}.*"))
     pairs = {}
     for stem, names in images.items():
-        if len(names) == len(masks.get(stem, [])) == 1:
-            pairs[names[0]] = masks[stem][0]
+        partners = masks.get(stem, [])
+        if len(names) == len(partners) == 1:
+            pairs[names[0]] = partners[0]
+        if masks and not partners:
+            problems.append(f"{names[0]}: no mask {mask_folder}/{stem}.*")
+    for stem, names in masks.items():
+        if images and stem not in images:
+            problems.append(f"{names[0]}: no image {image_folder}/{stem}.*")
     return pairs
 
 
-def _by_stem(
-    root: Path,
-    folder: Path,
-    problems: list[Problem],
-) -> dict[str, list[str]]:
+def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[str]]:
     """Stem -> names of the images in a folder.
 
     Adds a problem if there are none, and for each repeated stem.
@@ -249,15 +235,14 @@ def _by_stem(
     files = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     if not files:
         what = "holds no images" if folder.is_dir() else "missing"
-        problems.append(Problem(f"{_name(root, folder)}/: {what}"))
+        problems.append(f"{_name(root, folder)}/: {what}")
     result: dict[str, list[str]] = {}
     for path in files:
         name = _name(root, path)
         same = result.setdefault(path.stem, [])
-        if same:
-            first = Path(same[0]).name
-            problems.append(Problem(f"{name}: same name as {first}; keep one of them"))
         same.append(name)
+        if len(same) > 1:
+            problems.append(f"{name}: same name as {Path(same[0]).name}; keep one of them")
     return result
 
 
@@ -270,8 +255,7 @@ def split_names(names: list[str], seed: int) -> Splits:
     """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
     ordered = sorted(names)
     rest = len(ordered) - len(ordered) // 8
-    order = np.random.default_rng(seed).permutation(rest)
-    shuffled = [ordered[i] for i in order]
+    shuffled = np.random.default_rng(seed).permutation(ordered[:rest]).tolist()
     train = rest * 4 // 5
     return {
         "train": sorted(shuffled[:train]),

@@ -13,7 +13,7 @@ from . import scenes
 from .cache import entry_of, load_array, load_record, store
 from .images import histogram, read_image, read_mask
 from .labels import check_declared
-from .problems import Antialiased, Problem, Unreadable
+from .problems import Unreadable
 
 Size = tuple[int, int]
 
@@ -34,7 +34,7 @@ def read_pair(
     table: ndarray,
     colours: dict[int, int] | None,
     size: Size | None,
-) -> Pair | list[Problem]:
+) -> Pair | list[str]:
     """The cache entries of a pair, made now where missing; or all that is wrong with it."""
     image_file = root / name
     mask_file = root / mask_name
@@ -42,15 +42,14 @@ def read_pair(
         image_key = _file_key(image_file)
         mask_key = _file_key(mask_file)
     except OSError as error:
-        reason = f"cannot be opened ({error.strerror}); mend or remove it"
-        return [Problem(f"{name} or {mask_name}: {reason}")]
+        return [f"{name} or {mask_name}: cannot be opened ({error.strerror}); mend or remove it"]
     # An image entry says that the image was checked against this very mask file.
     image_entry = entry_of([image_key, mask_key], size)
     mask_entry = entry_of(mask_key, table.tobytes(), colours)
     image_record = load_record(image_entry)
     mask_record = load_record(mask_entry)
     mask_shape = mask_record["shape"] if mask_record else None
-    problems: list[Problem] = []
+    problems: list[str] = []
 
     with _noting(problems, mask_name):
         if mask_record is None:
@@ -79,12 +78,12 @@ def read_pair(
 
 
 @contextmanager
-def _noting(problems: list[Problem], name: str) -> Iterator[None]:
+def _noting(problems: list[str], name: str) -> Iterator[None]:
     """Turn Unreadable into a problem of that file."""
     try:
         yield
     except Unreadable as reason:
-        problems.append(Problem(f"{name}: {reason}", isinstance(reason, Antialiased)))
+        problems.append(f"{name}: {reason}")
 
 
 def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:

@@ -29,18 +29,30 @@ class Normalise(nn.Module):
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
-        own = IMAGENET_MEAN, IMAGENET_STD
-        other = (0.5,) * in_channels, (0.25,) * in_channels
-        mean, std = torch.tensor(own if in_channels == 3 else other).view(2, 1, -1, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        mean = torch.tensor(IMAGENET_MEAN)
+        std = torch.tensor(IMAGENET_STD)
+        if in_channels != 3:
+            mean = torch.full((in_channels,), 0.5)
+            std = torch.full((in_channels,), 0.25)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W -> the same, channels last in memory."""
-        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        normalised = (image - self.mean) / self.std
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def keyed_uniform(keys: Tensor, salt: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+def shift_right(x: Tensor, bits: int) -> Tensor:
+    """Of int64 read as unsigned: zeros come in from the left, where `>>` repeats the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def keyed_uniform(
+    keys: Tensor,
+    salt: int | Tensor,
+    shape: tuple[int, ...],
+) -> Tensor:
     """Uniform numbers in [0, 1), N x *shape float32, from each image's own key and a layer's salt.
 
     keys: N, int64. S salts, as a tensor S x 1, give S x N x *shape: the same numbers in one draw.
@@ -49,15 +61,16 @@ def keyed_uniform(keys: Tensor, salt: int | Tensor, shape: tuple[int, ...]) -> T
     """
 
     def mix(x: Tensor) -> Tensor:
-        for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-            x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
-        return x ^ ((x >> 31) & (2**33 - 1))
+        x = (x ^ shift_right(x, 30)) * -0x40A7B892E31B1A47
+        x = (x ^ shift_right(x, 27)) * -0x6B2FB644ECCEEE15
+        return x ^ shift_right(x, 31)
 
     golden = -0x61C8864680B583EB
+    stream = salt * golden & (2**62 - 1)
+    seeds = mix(keys + stream)
     counter = torch.arange(math.prod(shape), device=keys.device)
-    seeds = mix(keys + (salt * golden & (2**62 - 1)))
     bits = mix(seeds[..., None] + counter)
-    numbers = ((bits >> 40) & (2**24 - 1)).float() * 2**-24
+    numbers = shift_right(bits, 40).float() * 2**-24
     return numbers.view(*seeds.shape, *shape)
 
 
@@ -73,11 +86,17 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     """N x H x W x C_in, weight C x C_in, bias C or None -> N x H x W x C; see `Linear`."""
     if x.device.type != "cpu" or x.dim() != 4:
         return F.linear(x, weight, bias)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    image = x.permute(0, 3, 1, 2)
+    kernel = weight[:, :, None, None]  # C x C_in x 1 x 1
+    return F.conv2d(image, kernel, bias).permute(0, 2, 3, 1)
 
 
 class KeyedDropout(nn.Module):
@@ -88,7 +107,8 @@ class KeyedDropout(nn.Module):
 
     def __init__(self, p: float, salt: int):
         super().__init__()
-        self.p, self.salt = p, salt
+        self.p = p
+        self.salt = salt
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """x: N x ...; keys: N int64, or None to draw them from torch's generator. As x."""
@@ -132,7 +152,8 @@ def initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
         # Keeps the variance of what it passes on (He et al., 2015), per output.
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        outputs = module.out_channels // module.groups
+        fan_out = math.prod(module.kernel_size) * outputs
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     else:
         return

@@ -43,7 +43,8 @@ class OverlapPatchMerging(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.merge = nn.Conv2d(in_channels, channels, 2 * stride - 1, stride, padding=stride - 1)
+        kernel_size = 2 * stride - 1
+        self.merge = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=stride - 1)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ class EfficientSelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
-        self.heads, self.reduction = heads, reduction
+        self.heads = heads
+        self.reduction = reduction
         self.query = Linear(channels, channels)
         self.key_value = Linear(channels, 2 * channels)
         if reduction > 1:
@@ -74,7 +76,8 @@ class EfficientSelfAttention(nn.Module):
         The last rows and columns that R does not divide are dropped.
         """
         N, H, W, C = x.shape
-        R, h, w = self.reduction, H // self.reduction, W // self.reduction
+        R = self.reduction
+        h, w = H // R, W // R
         x = x[:, : h * R, : w * R].reshape(N, h, R, w, R, C)
         x = x.transpose(2, 3).reshape(N, h, w, R * R * C)
         return self.norm(self.reduce(x))  # N x h x w x C
@@ -82,13 +85,15 @@ class EfficientSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C -> the same. Equation 1: softmax(Q K^T / sqrt(d)) V in each head."""
         N, H, W, C = x.shape
-        query = self.query(x).view(N, H * W, self.heads, -1).transpose(1, 2)  # N x heads x HW x d
+        query = self.query(x).view(N, H * W, self.heads, -1)
+        query = query.transpose(1, 2)  # N x heads x HW x d
         if self.reduction > 1:
             x = self.reduce_sequence(x)
         key_value = self.key_value(x).view(N, -1, 2, self.heads, C // self.heads)
         key, value = key_value.permute(2, 0, 3, 1, 4)  # N x heads x HW/R^2 x d, each
-        x = attend(query, key, value).transpose(1, 2)  # N x HW x heads x d
-        return self.project(x.reshape(N, H, W, C))
+        x = attend(query, key, value)  # N x heads x HW x d
+        x = x.transpose(1, 2).reshape(N, H, W, C)
+        return self.project(x)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -117,9 +122,10 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C -> the same."""
-        x = self.expand(x).permute(0, 3, 1, 2)  # N x 4C x H x W, channels last in memory
-        x = self.mix(x).permute(0, 2, 3, 1)  # N x H x W x 4C
-        return self.contract(F.gelu(x))
+        x = self.expand(x)  # N x H x W x 4C
+        x = self.mix(x.permute(0, 3, 1, 2))  # N x 4C x H x W, channels last in memory
+        x = F.gelu(x.permute(0, 2, 3, 1))
+        return self.contract(x)
 
 
 Draws = Tensor | tuple[None, None]  # for `DropPath`, of a block's two branches
@@ -144,15 +150,14 @@ class Block(nn.Module):
         self.place = place
         self.norm1 = nn.LayerNorm(channels, norm_eps)
         self.attention = EfficientSelfAttention(channels, heads, reduction)
-        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels, norm_eps)
         self.ffn = MixFFN(channels)
-        self.drop_path2 = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """N x H x W x C -> the same. draws: see `draw_depth`."""
-        x = x + self.drop_path1(self.attention(self.norm1(x)), draws[0])
-        return x + self.drop_path2(self.ffn(self.norm2(x)), draws[1])
+        x = x + self.drop_path(self.attention(self.norm1(x)), draws[0])
+        return x + self.drop_path(self.ffn(self.norm2(x)), draws[1])
 
 
 def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
@@ -161,7 +166,7 @@ def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
     Drawn for all blocks at once, because a draw is some 30 operators whatever its size.
     """
     blocks = [module for module in part.modules() if isinstance(module, Block)]
-    last = blocks[-1].drop_path2
+    last = blocks[-1].drop_path
     if last.p == 0 or not last.training:
         return [(None, None)] * len(blocks)
     if keys is None:
@@ -177,7 +182,9 @@ class Stage(nn.Module):
 
     def __init__(self, merging: OverlapPatchMerging, blocks: list[Block], norm: nn.LayerNorm):
         super().__init__()
-        self.merging, self.blocks, self.norm = merging, nn.ModuleList(blocks), norm
+        self.merging = merging
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
 
     def forward(self, x: Tensor, draws: Iterator[Draws]) -> Tensor:
         """N x H x W x C_in -> N x H/s x W/s x C_i. Takes the next draws, one a block."""
@@ -204,17 +211,28 @@ class MixTransformer(nn.Module):
         if variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             raise ValueError(f"unknown MiT variant {variant!r}: choose one of {known}")
-        self.variant, (self.channels, depths) = variant, VARIANTS[variant]
+        self.variant = variant
+        self.channels, depths = VARIANTS[variant]
         self.stages = nn.ModuleList()
-        last, place = sum(depths) - 1, 0
+        place = 0
+        last = sum(depths) - 1
         for i, channels in enumerate(self.channels):
             merging = OverlapPatchMerging(in_channels, channels, stride=2 if i else 4)
             blocks = []
             for _ in range(depths[i]):
                 rate = drop_path * place / last
-                blocks.append(Block(channels, HEADS[i], REDUCTIONS[i], norm_eps, rate, place))
+                block = Block(
+                    channels,
+                    HEADS[i],
+                    REDUCTIONS[i],
+                    norm_eps,
+                    rate,
+                    place,
+                )
+                blocks.append(block)
                 place += 1
-            self.stages.append(Stage(merging, blocks, nn.LayerNorm(channels, norm_eps)))
+            norm = nn.LayerNorm(channels, norm_eps)
+            self.stages.append(Stage(merging, blocks, norm))
             in_channels = channels
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)
@@ -226,8 +244,9 @@ class MixTransformer(nn.Module):
         seed of stochastic depth; None draws them from torch's generator.
         """
         check_size(image)
-        x, features = image.permute(0, 2, 3, 1), []
+        x = image.permute(0, 2, 3, 1)
         draws = iter(draw_depth(self, keys, x))
+        features = []
         for stage in self.stages:
             x = stage(x, draws)
             features.append(x.permute(0, 3, 1, 2))  # a view: channels last in memory

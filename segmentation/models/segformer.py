@@ -25,7 +25,11 @@ class MLPDecoder(nn.Module):
     """The paper's all-MLP decoder (equation 4), with its published weights' BatchNorm and ReLU."""
 
     def __init__(
-        self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0
+        self,
+        channels: tuple[int, ...],
+        num_classes: int,
+        width: int,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.project = nn.ModuleList(Linear(c, width) for c in channels)
@@ -42,13 +46,17 @@ class MLPDecoder(nn.Module):
         maps = []
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
             assert isinstance(project, Linear)
-            x = linear(feature.permute(0, 2, 3, 1), mix @ project.weight, mix @ project.bias)
+            weight = mix @ project.weight
+            bias = mix @ project.bias
+            x = linear(feature.permute(0, 2, 3, 1), weight, bias)
             maps.append(x.permute(0, 3, 1, 2))  # N x width x H/s x W/s
         x, *coarser = maps
         for each in coarser:
             x = x + F.interpolate(each, size=x.shape[-2:], mode="bilinear")
-        x = self.dropout(F.relu(self.norm(x), inplace=True), keys)
-        return self.classify(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = F.relu(self.norm(x), inplace=True)
+        x = self.dropout(x, keys)
+        logits = self.classify(x.permute(0, 2, 3, 1))
+        return logits.permute(0, 3, 1, 2)
 
 
 class Upsample(nn.ConvTranspose2d):
@@ -74,7 +82,11 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float = 0.0
+        self,
+        channels: tuple[int, ...],
+        num_classes: int,
+        width: int,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.project = nn.ModuleList(Linear(c, width) for c in channels)
@@ -90,14 +102,16 @@ class ConvDecoder(nn.Module):
         """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
         maps = []
         for feature, project in zip(features, self.project, strict=True):
-            maps.append(project(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+            x = project(feature.permute(0, 2, 3, 1))
+            maps.append(x.permute(0, 3, 1, 2))  # N x width x H/s x W/s
         x = maps.pop()
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
             x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
-        return self.classify(self.dropout(x, keys))
+        x = self.dropout(x, keys)
+        return self.classify(x)
 
 
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}
@@ -149,10 +163,6 @@ class SegFormer(nn.Module):
         SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if the files are
         not there, cannot be read, or do not fit.
         """
-        from ..pretrained.huggingface import HuggingFaceSegFormer  # which needs this file
+        from ..pretrained.huggingface import load_segformer  # which needs this file
 
-        saved = HuggingFaceSegFormer(path)
-        model = cls(**saved.arguments)
-        model.load_state_dict(saved.weights_for(model))
-        model.classes = saved.classes
-        return model.eval()
+        return load_segformer(cls, path)

@@ -11,7 +11,6 @@ the expansive path ends at half the image's size, where the logits are made and 
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from .layers import Normalise, check_size, start_undecided
@@ -26,24 +25,33 @@ class ResNet18Encoder(nn.Module):
     channels = (64, 64, 128, 256, 512)
 
     def __init__(self, in_channels: int = 3):
+        # Imported here: torchvision takes two seconds to import, and SegFormer does not need it.
+        from torchvision.models import resnet18
+
         super().__init__()
-        resnet = torchvision.models.resnet18(weights=None)
+        resnet = resnet18(weights=None)
         if in_channels != 3:
             resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
-        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
-        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        self.conv1 = resnet.conv1
+        self.bn1 = resnet.bn1
+        self.maxpool = resnet.maxpool
+        self.layer1 = resnet.layer1
+        self.layer2 = resnet.layer2
+        self.layer3 = resnet.layer3
+        self.layer4 = resnet.layer4
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image N x C x H x W -> five maps of strides 2, 4, 8, 16, 32.
 
         They have 64, 64, 128, 256 and 512 channels.
         """
-        f1 = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        f1 = self.bn1(self.conv1(image))
+        f1 = F.relu(f1, inplace=True)
         f2 = self.layer1(self.maxpool(f1))
         f3 = self.layer2(f2)
         f4 = self.layer3(f3)
-        return [f1, f2, f3, f4, self.layer4(f4)]
+        f5 = self.layer4(f4)
+        return [f1, f2, f3, f4, f5]
 
 
 class Expansion(nn.Module):
@@ -56,14 +64,19 @@ class Expansion(nn.Module):
     def __init__(self, in_channels: int, skip_channels: int, channels: int):
         super().__init__()
         self.project = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.conv = nn.Conv2d(channels + skip_channels, channels, 3, padding=1, bias=False)
+        joined = channels + skip_channels
+        self.conv = nn.Conv2d(joined, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """N x C_in x h x w and the skip N x C_skip x H x W, h = ceil(H / 2) -> N x C x H x W."""
-        x = F.interpolate(self.project(x), size=skip.shape[-2:], mode="bilinear")
+        x = self.project(x)
+        size = skip.shape[-2:]
+        x = F.interpolate(x, size=size, mode="bilinear")
         x = torch.cat((x.to(skip.dtype), skip), dim=1)  # autocast interpolates in float32
-        return F.relu(self.norm(self.conv(x)), inplace=True)
+        x = self.conv(x)
+        x = self.norm(x)
+        return F.relu(x, inplace=True)
 
 
 class ResNet18UNet(nn.Module):
@@ -76,7 +89,8 @@ class ResNet18UNet(nn.Module):
         *skips, width = self.encoder.channels
         self.decoder = nn.ModuleList()
         for channels in (128, 128, 64, 32):
-            self.decoder.append(Expansion(width, skips.pop(), channels))
+            expansion = Expansion(width, skips.pop(), channels)
+            self.decoder.append(expansion)
             width = channels
         self.classify = nn.Conv2d(width, num_classes, 1)
         start_undecided(self.classify)
@@ -91,4 +105,5 @@ class ResNet18UNet(nn.Module):
         *skips, x = self.encoder(self.normalise(image))
         for expansion in self.decoder:
             x = expansion(x, skips.pop())
-        return F.interpolate(self.classify(x).contiguous(), size=image.shape[-2:], mode="bilinear")
+        logits = self.classify(x).contiguous()
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights
 
 from ..errors import BadInput
 from ..models.mix_transformer import MixTransformer
@@ -16,7 +15,8 @@ from ..models.unet import ResNet18Encoder
 from .files import fetch, read_weights, weights_file
 from .names import recognise, translate
 
-RESNET18_URL = ResNet18_Weights.IMAGENET1K_V1.url
+# ResNet18_Weights.IMAGENET1K_V1.url, a copy because torchvision takes two seconds to import.
+RESNET18_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 MIT_URL = "https://huggingface.co/nvidia/mit-{variant}/resolve/main/pytorch_model.bin"
 
 RESNET18_LICENCE = (

@@ -47,8 +47,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise BadInput(
             f"{path} is cut short or not a file of tensors: delete it and fetch it again"
         ) from error
-    items = state.items() if isinstance(state, dict) else [(None, state)]
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise BadInput(
             f"{path} is not a plain table of named tensors: save the model's state_dict alone"
         )

@@ -1,14 +1,13 @@
-"""Whole SegFormers as Hugging Face saves them: the model that their files describe, its weights."""
+"""Whole SegFormers as Hugging Face saves them: from their files to a model with its weights."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..models.mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
+from ..models.segformer import SegFormer
 from .files import read_weights, weights_file
 from .names import DECODER_LAYERS, layer_names, recognise, translate
 
@@ -22,42 +21,30 @@ ARCHITECTURE = {
 }
 
 
-class HuggingFaceSegFormer:
-    """A folder or file of a trained SegFormer.
+def load_segformer(make: type[SegFormer], source: str | Path) -> SegFormer:
+    """A trained SegFormer, in eval mode; see `SegFormer.from_huggingface`.
 
-    arguments: of SegFormer's constructor. classes: names. BadInput if it is not there, cannot be
-    read, or is no SegFormer.
+    make: SegFormer or a class derived from it. BadInput if the file is not there, cannot be read,
+    or does not fit.
     """
-
-    def __init__(self, source: str | Path):
-        self.path = weights_file(Path(source))
-        self.state = read_weights(self.path)
-        variant, encoder_names, column = recognise(self.state, self.path)
-        classifier = self.state.get("decode_head.classifier.weight")
-        if classifier is None:
-            advice = f"load it with --encoder-weights {self.path}"
-            raise BadInput(f"{self.path} holds an encoder without decode_head.classifier: {advice}")
-        self.names = {f"encoder.{ours}": theirs for ours, theirs in encoder_names.items()}
-        for i in range(4):
-            self.names |= layer_names(DECODER_LAYERS, column, i=i)
-        self.arguments: dict[str, Any] = {
-            "num_classes": len(classifier),
-            "variant": variant,
-            "decoder": "mlp",
-            # transformers never reads its layer_norm_eps: every LayerNorm has torch's default.
-            "norm_eps": 1e-5,
-        }
-        self.classes = class_names(self.path.parent / "config.json", len(classifier))
-
-    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of a SegFormer built from `arguments`.
-
-        BadInput that lists what does not fit.
-        """
-        weights = translate(self.state, model, self.names, self.path)
-        fuse = weights["decoder.fuse.weight"]  # theirs takes scale 1/32 first, ours 1/4
-        weights["decoder.fuse.weight"] = torch.cat(fuse.chunk(4, dim=1)[::-1], dim=1)
-        return weights
+    path = weights_file(Path(source))
+    state = read_weights(path)
+    variant, encoder_names, column = recognise(state, path)
+    classifier = state.get("decode_head.classifier.weight")
+    if classifier is None:
+        advice = f"load it with --encoder-weights {path}"
+        raise BadInput(f"{path} holds an encoder without decode_head.classifier: {advice}")
+    names = {f"encoder.{ours}": theirs for ours, theirs in encoder_names.items()}
+    for i in range(4):
+        names |= layer_names(DECODER_LAYERS, column, i=i)
+    # transformers never reads its layer_norm_eps: every LayerNorm has torch's default.
+    model = make(len(classifier), variant, decoder="mlp", norm_eps=1e-5)
+    model.classes = class_names(path.parent / "config.json", len(classifier))
+    weights = translate(state, model, names, path)
+    fuse = weights["decoder.fuse.weight"]  # theirs takes scale 1/32 first, ours 1/4
+    weights["decoder.fuse.weight"] = torch.cat(fuse.chunk(4, dim=1)[::-1], dim=1)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def class_names(config_file: Path, num_classes: int) -> list[str]:

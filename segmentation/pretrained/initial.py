@@ -34,7 +34,11 @@ def start_fresh(name: str, num_classes: int, segformer: dict, encoder_weights: s
 
 
 def start_from(
-    files: list[str], name: str, classes: list[str], held_out: set[str], root: str
+    files: list[str],
+    name: str,
+    classes: list[str],
+    held_out: set[str],
+    root: str,
 ) -> Start:
     """The model of a checkpoint, to train on; for "uformer", the equal average of several.
 
@@ -44,7 +48,8 @@ def start_from(
     """
     members, metas = zip(*map(load_checkpoint, files), strict=True)
     for file, meta in zip(files, metas, strict=True):
-        known, kind, data = meta["classes"], meta["config"]["model"], meta["data"]
+        known = meta["classes"]
+        kind = meta["config"]["model"]
         if len(known) != len(classes):
             raise BadInput(
                 f"{file} knows {len(known)} classes, the data has {len(classes)}: use another"
@@ -55,6 +60,7 @@ def start_from(
             )
         if name not in ("uformer", kind):
             raise BadInput(f"{file} is a {kind}: say --model {kind}")
+        data = meta["data"]
         seen = held_out.intersection(data["splits"]["train"])
         if seen and data["root"] == root:
             raise BadInput(
