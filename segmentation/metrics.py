@@ -26,7 +26,7 @@ def confusion_matrix(
         raise ValueError(f"{shapes} differ in shape")
     K = num_classes
     if target.numel() == 0:
-        return target.new_zeros(K, K)
+        return target.new_zeros(K, K, dtype=torch.int64)
     valid = target != ignore_index
     labels = torch.where(valid, target, 0)
     extremes = torch.stack((*prediction.aminmax(), *labels.aminmax()))
