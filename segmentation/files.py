@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -27,7 +27,7 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
         raise
 
 
-def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+def write_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
     """Write rows as comma separated values, atomically, floats in full precision."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from ..distributed import gather, rank, world_size
 from ..models import build_model
@@ -21,6 +22,8 @@ from ..models.mix_transformer import Stage
 from ..models.uformer import UFormer
 from .pipeline import Pipeline, Single, encoder_levels, own_places
 from .sync_batchnorm import synchronise_batchnorm
+
+ParallelModel = nn.Module | Pipeline  # what `distribute_model` gives
 
 
 def rank_slice(strategy: str) -> tuple[int, int]:
@@ -30,7 +33,7 @@ def rank_slice(strategy: str) -> tuple[int, int]:
 
 def distribute_model(
     model: nn.Module, strategy: str, device: torch.device, criterion: nn.Module, amp: bool = False
-) -> "nn.Module | Pipeline":
+) -> ParallelModel:
     """Spread a model that is on `device` over the ranks, in place; with one rank it stays as it is.
 
     ddp and fsdp give a module to call, which averages gradients over ranks in its backward:
@@ -73,7 +76,7 @@ def fsdp_units(model: nn.Module) -> list[nn.Module]:
     return [*layers, *(decoder if isinstance(decoder, nn.ModuleList) else [decoder])]
 
 
-def whole_weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
+def whole_weights(parallel: ParallelModel) -> dict[str, Tensor]:
     """Collective: the whole model's state dict, as one process has it, on every rank."""
     if isinstance(parallel, Pipeline):
         state = parallel.model.state_dict()
@@ -88,7 +91,7 @@ def full_tensor(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
+def whole_model(parallel: ParallelModel, config: dict) -> nn.Module:
     """Collective: the whole model on every rank, to be called alone; a copy where it is spread."""
     if isinstance(parallel, DistributedDataParallel):
         return parallel.module
@@ -99,9 +102,7 @@ def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
     return model.to(next(parallel.parameters()).device)
 
 
-def whole_optimizer_state(
-    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer
-) -> dict:
+def whole_optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict:
     """Collective: the optimizer's whole state_dict, as one process has it, on every rank."""
     saved = optimizer.state_dict()
     state = {}
@@ -119,9 +120,7 @@ def whole_optimizer_state(
     return {"state": state, "param_groups": groups}
 
 
-def load_optimizer_state(
-    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict
-) -> None:
+def load_optimizer_state(parallel: ParallelModel, optimizer: Optimizer, saved: dict) -> None:
     """Take this rank's part of what `whole_optimizer_state` gave, by any strategy."""
     state: dict = saved["state"]
     groups = saved["param_groups"]
