@@ -51,14 +51,14 @@ def distribute_model(
         for unit in [*fsdp_units(model), model]:
             fully_shard(unit, mesh=mesh)
         return model
-    known = signature(DistributedDataParallel).parameters
+    ids = [device.index] if device.type == "cuda" else None
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
-    # The buffers are equal, so no forward has to send them; torch 2.13 calls it by a new name.
-    renamed = "forward_sync_buffers" in known
-    options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
+    known = signature(DistributedDataParallel).parameters
+    # The buffers are equal, so no forward has to send them; torch 2.13 renamed the option.
+    new_name = "forward_sync_buffers"
+    options[new_name if new_name in known else "broadcast_buffers"] = False
     if "batched_grad_copy" in known:
         options["batched_grad_copy"] = True  # a bucket's gradients go into it by one kernel
-    ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, ids, **options)
 
 
@@ -70,18 +70,20 @@ def fsdp_units(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, UFormer):
         return [unit for member in model.members for unit in fsdp_units(member)]
     assert isinstance(model, Single)
-    found = [layer for level in encoder_levels(model) for layer in level]
-    layers = [layer for layer in found if isinstance(layer, Stage | nn.Sequential)]
+    found: list[nn.Module] = []
+    for level in encoder_levels(model):
+        found += [layer for layer in level if isinstance(layer, Stage | nn.Sequential)]
     decoder = model.decoder
-    return [*layers, *(decoder if isinstance(decoder, nn.ModuleList) else [decoder])]
+    found += decoder if isinstance(decoder, nn.ModuleList) else [decoder]
+    return found
 
 
 def whole_weights(parallel: ParallelModel) -> dict[str, Tensor]:
     """Collective: the whole model's state dict, as one process has it, on every rank."""
     if isinstance(parallel, Pipeline):
         state = parallel.model.state_dict()
-        parts = gather([{name: value.cpu() for name, value in state.items() if not value.is_meta}])
-        found = {name: value for part in parts for name, value in part.items()}
+        own = [(name, value.cpu()) for name, value in state.items() if not value.is_meta]
+        found = dict(gather(own))
         return {name: found[name] for name in state}
     module = parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
     return {name: full_tensor(value) for name, value in module.state_dict().items()}
@@ -111,10 +113,10 @@ def whole_optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict
     groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
-        own = {}
+        own = []
         for index, entry in state.items():
-            own[places[index]] = {key: value.cpu() for key, value in entry.items()}
-        state = dict(sorted(item for part in gather([own]) for item in part.items()))
+            own.append((places[index], {key: value.cpu() for key, value in entry.items()}))
+        state = dict(sorted(gather(own)))
         count = len(list(parallel.model.parameters()))
         groups = [groups[0] | {"params": list(range(count))}]
     return {"state": state, "param_groups": groups}
@@ -128,7 +130,7 @@ def load_optimizer_state(parallel: ParallelModel, optimizer: Optimizer, saved: d
         places = own_places(parallel)
         state = {own: state[place] for own, place in enumerate(places) if place in state}
         groups = [groups[0] | {"params": list(range(len(places)))}]
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = optimizer.param_groups[0]["params"]
     own_state = {}
     for index, entry in state.items():
         parameter = trained[index]
