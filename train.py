@@ -316,10 +316,10 @@ class Run:
         """history.csv in full precision and curves.svg. False, and said, if one is not written."""
         history = self.progress.history
         rows = [HISTORY, *(row.values() for row in history)]
-        table, curves = self.out / "history.csv", self.out / "curves.svg"
-        drawing = curves_svg({self.out.resolve().name: history})
-        written = try_write(table, lambda: write_csv(table, rows))
-        return try_write(curves, lambda: write_atomically(curves, drawing.encode())) and written
+        curves = curves_svg({self.out.resolve().name: history})
+        written = try_write(self.out / "history.csv", write_csv, rows)
+        drawn = try_write(self.out / "curves.svg", write_atomically, curves.encode())
+        return written and drawn
 
     def leave_resumable(self) -> None:
         """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""

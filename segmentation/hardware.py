@@ -97,10 +97,13 @@ def announce(device: torch.device, asked: str | None) -> None:
 
 def environment(device: torch.device) -> dict:
     """Hardware and versions a run was made with."""
-    is_cuda = device.type == "cuda"
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = processor_says("model name") or platform.processor() or platform.machine()
     return {
         "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if is_cuda else processor_name(),
+        "processor": processor,
         "ranks": world_size(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -114,10 +117,6 @@ def hardware_of(machine: dict) -> str:
     ranks, threads = machine["ranks"], machine["threads"]
     processes = f"{ranks} process{'es' if ranks > 1 else ''}"
     return f"{machine['processor']}, {processes} of {threads} thread{'s' if threads > 1 else ''}"
-
-
-def processor_name() -> str:
-    return processor_says("model name") or platform.processor() or platform.machine()
 
 
 def processor_says(key: str) -> str | None:

@@ -32,7 +32,11 @@ def rank_slice(strategy: str) -> tuple[int, int]:
 
 
 def distribute_model(
-    model: nn.Module, strategy: str, device: torch.device, criterion: nn.Module, amp: bool = False
+    model: nn.Module,
+    strategy: str,
+    device: torch.device,
+    criterion: nn.Module,
+    amp: bool = False,
 ) -> ParallelModel:
     """Spread a model that is on `device` over the ranks, in place; with one rank it stays as it is.
 
@@ -89,8 +93,10 @@ def whole_weights(parallel: ParallelModel) -> dict[str, Tensor]:
     return {name: full_tensor(value) for name, value in module.state_dict().items()}
 
 
-def full_tensor(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def full_tensor(value: Tensor) -> Tensor:
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    return value
 
 
 def whole_model(parallel: ParallelModel, config: dict) -> nn.Module:
@@ -115,10 +121,11 @@ def whole_optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict
         places = own_places(parallel)
         own = []
         for index, entry in state.items():
-            own.append((places[index], {key: value.cpu() for key, value in entry.items()}))
+            on_cpu = {key: value.cpu() for key, value in entry.items()}
+            own.append((places[index], on_cpu))
         state = dict(sorted(gather(own)))
-        count = len(list(parallel.model.parameters()))
-        groups = [groups[0] | {"params": list(range(count))}]
+        all_parameters = [i for i, _ in enumerate(parallel.model.parameters())]
+        groups = [groups[0] | {"params": all_parameters}]
     return {"state": state, "param_groups": groups}
 
 
@@ -129,7 +136,8 @@ def load_optimizer_state(parallel: ParallelModel, optimizer: Optimizer, saved: d
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
         state = {own: state[place] for own, place in enumerate(places) if place in state}
-        groups = [groups[0] | {"params": list(range(len(places)))}]
+        own_parameters = list(range(len(places)))
+        groups = [groups[0] | {"params": own_parameters}]
     trained = optimizer.param_groups[0]["params"]
     own_state = {}
     for index, entry in state.items():
@@ -148,5 +156,10 @@ def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
         return value
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        return distribute_tensor(
+            value.contiguous(),
+            parameter.device_mesh,
+            parameter.placements,
+        )
+    moment = torch.empty_like(parameter, dtype=value.dtype)
+    return moment.copy_(value)

@@ -7,6 +7,7 @@ computes what one process computes.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +32,13 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
         first, *others = model.encoder.stages
         return [[model.normalise, first], *([stage] for stage in others)]
     e = model.encoder
-    first_level = [model.normalise, e.conv1, e.bn1, nn.ReLU()]
-    return [first_level, [e.maxpool, e.layer1], [e.layer2], [e.layer3], [e.layer4]]
+    return [
+        [model.normalise, e.conv1, e.bn1, nn.ReLU()],
+        [e.maxpool, e.layer1],
+        [e.layer2],
+        [e.layer3],
+        [e.layer4],
+    ]
 
 
 def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
@@ -116,15 +122,15 @@ class LastPart(nn.Module):
             "encoder": self.arrived,
         }
 
-    def begin(self, image: Tensor, mask: Tensor, keys: Tensor, micro_batches: int) -> None:
+    def begin(self, image: Tensor, mask: Tensor, keys: Tensor) -> None:
         self.batch = image, mask, keys
-        self.micro_batches = micro_batches
         self.leaves: list[list[Tensor]] = []
 
     def forward(self, *maps: Tensor, keys: Tensor) -> Tensor:
         maps = self.part(*maps, keys=keys)
         self.leaves.append([x.detach().requires_grad_() for x in maps])
-        if len(self.leaves) == self.micro_batches:
+        arrived = sum(len(first) for first, *_ in self.leaves)
+        if arrived == len(self.batch[0]):
             self.loss = self.complete(*self.batch)
         return HandBack.apply(self.leaves[-1], *maps)
 
@@ -147,7 +153,13 @@ class Pipeline:
     ranks then work one after another. BadInput for a model that cannot be cut like this.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, criterion: nn.Module, amp: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        criterion: nn.Module,
+        amp: bool,
+    ):
         if not isinstance(model, Single):
             raise BadInput("--parallel pipeline is for one model, not uformer: use ddp or fsdp")
         if not all(parameter.requires_grad for parameter in model.parameters()):
@@ -194,10 +206,10 @@ class Pipeline:
         """
         if image.shape != self.shape:
             self.shape = image.shape
-            self.schedule, self.micro_batches = self.plan(image)
+            self.schedule = self.plan(image)
         loss = image.new_zeros(())
         if self.last:
-            self.last.begin(image, mask, keys, self.micro_batches)
+            self.last.begin(image, mask, keys)
         inputs = [image] if rank() == 0 else []
         self.schedule.step(*inputs, keys=keys, target=mask if self.last else None)
         if self.last:
@@ -205,14 +217,11 @@ class Pipeline:
         dist.broadcast(loss, world_size() - 1)
         return loss
 
-    def plan(self, image: Tensor) -> tuple[ScheduleGPipe, int]:
-        """The schedule for batches of this shape, and its number of micro-batches.
-
-        The number divides the batch.
-        """
+    def plan(self, image: Tensor) -> ScheduleGPipe:
+        """The schedule for batches of this shape, which its number of micro-batches divides."""
         N, C, H, W = image.shape
-        most = MICRO_BATCHES_PER_RANK * world_size() if self.splits else 1
-        count = next(m for m in range(min(most, N), 0, -1) if N % m == 0)
+        most = min(N, MICRO_BATCHES_PER_RANK * world_size()) if self.splits else 1
+        count = next(m for m in range(most, 0, -1) if N % m == 0)
         size = N // count
         ending = "es" if count > 1 else ""
         reason = "" if self.splits else ": the encoder's BatchNorm needs the whole batch at once"
@@ -223,11 +232,15 @@ class Pipeline:
         channels = self.model.encoder.channels
         stride = 64 >> len(channels)  # of the first map; the last has 32
         for c in channels:
-            shape = size, c, -(-H // stride), -(-W // stride)
-            maps.append(image.new_empty(shape).requires_grad_())
+            height = math.ceil(H / stride)
+            width = math.ceil(W / stride)
+            x = image.new_empty(size, c, height, width)
+            maps.append(x.requires_grad_())
             stride *= 2
         inputs = maps[: self.first_level] or [image]
-        outputs = [image.new_empty(1).requires_grad_()] if self.last else maps[: self.end]
+        outputs = maps[: self.end]
+        if self.last:
+            outputs = [image.new_empty(1).requires_grad_()]  # a dummy loss
         stage = PipelineStage(
             self.last or self.part,
             rank(),
@@ -236,13 +249,12 @@ class Pipeline:
             input_args=tuple(inputs),
             output_args=tuple(outputs),
         )
-        schedule = ScheduleGPipe(
+        return ScheduleGPipe(
             stage,
             count,
             loss_fn=lambda dummy_loss, _: dummy_loss.sum(),
             scale_grads=False,
         )
-        return schedule, count
 
 
 def own_places(pipeline: Pipeline) -> list[int]:
