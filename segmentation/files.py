@@ -21,10 +21,9 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # once it is renamed, there is none
             temporary.unlink()
-        raise
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable]) -> None:

@@ -28,7 +28,9 @@ ParallelModel = nn.Module | Pipeline  # what `distribute_model` gives
 
 def rank_slice(strategy: str) -> tuple[int, int]:
     """Which part of each global batch this rank loads, of how many: all of it in a pipeline."""
-    return (0, 1) if strategy == "pipeline" else (rank(), world_size())
+    if strategy == "pipeline":
+        return 0, 1
+    return rank(), world_size()
 
 
 def distribute_model(

@@ -7,7 +7,6 @@ computes what one process computes.
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +63,8 @@ class Part(nn.Module):
 
     def forward(self, *maps: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         dtype = maps[0].dtype
-        with torch.autocast(maps[0].device.type, torch.bfloat16, enabled=self.amp):
+        device = maps[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.amp):
             for level in self.levels:
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
@@ -128,11 +128,12 @@ class LastPart(nn.Module):
 
     def forward(self, *maps: Tensor, keys: Tensor) -> Tensor:
         maps = self.part(*maps, keys=keys)
-        self.leaves.append([x.detach().requires_grad_() for x in maps])
+        leaves = [x.detach().requires_grad_() for x in maps]
+        self.leaves.append(leaves)
         arrived = sum(len(first) for first, *_ in self.leaves)
         if arrived == len(self.batch[0]):
             self.loss = self.complete(*self.batch)
-        return HandBack.apply(self.leaves[-1], *maps)
+        return HandBack.apply(leaves, *maps)
 
     def complete(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The loss of the whole batch, its gradients in the leaves and in the decoder."""
@@ -182,8 +183,11 @@ class Pipeline:
         self.first_level, self.end = first, end
         self.part = Part(levels[first:end], amp)
         self.last = LastPart(model, self.part, criterion) if end == pieces else None
-        before_last = Part(levels[: cuts[-2]], amp)
-        self.splits = not any(isinstance(m, nn.BatchNorm2d) for m in before_last.modules())
+        before_last = Part(levels[: cuts[-2]], amp).modules()
+        has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in before_last)
+        self.splits = not has_batchnorm
+        # The whole encoder, to compute shapes with.
+        self.without_memory = copy.deepcopy(model.encoder).to("meta").eval()
         Part(levels[:first] + levels[end:], amp).to("meta")
         if not self.last:
             for name, child in model.named_children():
@@ -211,7 +215,8 @@ class Pipeline:
         if self.last:
             self.last.begin(image, mask, keys)
         inputs = [image] if rank() == 0 else []
-        self.schedule.step(*inputs, keys=keys, target=mask if self.last else None)
+        target = mask if self.last else None
+        self.schedule.step(*inputs, keys=keys, target=target)
         if self.last:
             loss = self.last.loss.to(loss)
         dist.broadcast(loss, world_size() - 1)
@@ -219,7 +224,7 @@ class Pipeline:
 
     def plan(self, image: Tensor) -> ScheduleGPipe:
         """The schedule for batches of this shape, which its number of micro-batches divides."""
-        N, C, H, W = image.shape
+        N = len(image)
         most = min(N, MICRO_BATCHES_PER_RANK * world_size()) if self.splits else 1
         count = next(m for m in range(most, 0, -1) if N % m == 0)
         size = N // count
@@ -227,16 +232,9 @@ class Pipeline:
         reason = "" if self.splits else ": the encoder's BatchNorm needs the whole batch at once"
         say(f"pipeline: {count} micro-batch{ending} of {size} images{reason}")
         # Tensors without memory tell the schedule the shapes between the parts.
-        image = image.new_empty(size, C, H, W, device="meta")
-        maps: list[Tensor] = []
-        channels = self.model.encoder.channels
-        stride = 64 >> len(channels)  # of the first map; the last has 32
-        for c in channels:
-            height = math.ceil(H / stride)
-            width = math.ceil(W / stride)
-            x = image.new_empty(size, c, height, width)
-            maps.append(x.requires_grad_())
-            stride *= 2
+        image = torch.empty_like(image[:size], device="meta")
+        shapes = [x.shape for x in self.without_memory(image)]
+        maps = [image.new_empty(shape).requires_grad_() for shape in shapes]
         inputs = maps[: self.first_level] or [image]
         outputs = maps[: self.end]
         if self.last:
