@@ -134,8 +134,7 @@ def main() -> None:
             lambda: start_model(args.model, data, segformer, args.init, args.encoder_weights)
         )
     model.to(device)
-    for part in frozen_parts(model, args.freeze_members, args.freeze_encoder):
-        part.requires_grad_(False)
+    freeze(model, args.freeze_members, args.freeze_encoder)
     train_mode(model)
 
     # 5. Loss, memory, ranks.
@@ -209,7 +208,7 @@ def check_labelled(data: SegmentationDataset) -> None:
 
 
 def check_batch(images: int, height: int, width: int) -> None:
-    """BadInput if the deepest map of a batch is a single pixel: BatchNorm has nothing to learn."""
+    """BadInput if the deepest map is one pixel of one image: BatchNorm needs two values or more."""
     if images == 1 and max(height, width) <= 32:
         raise BadInput(
             f"--batch-size 1 of {height} x {width} pixels leaves BatchNorm a single value to "
@@ -246,13 +245,13 @@ def start_model(
     return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 
-def frozen_parts(model: nn.Module, members: bool, encoders: bool) -> list[nn.Module]:
-    """The modules that keep their weights: a UFormer's members, or the encoder of each model."""
+def freeze(model: nn.Module, members: bool, encoders: bool) -> None:
+    """Let a UFormer's members keep their weights, or the encoder of each model."""
     if members:
-        return [model.members]
-    if encoders:
-        return [part.encoder for part in getattr(model, "members", [model])]
-    return []
+        model.members.requires_grad_(False)
+    elif encoders:
+        for part in getattr(model, "members", [model]):
+            part.encoder.requires_grad_(False)
 
 
 def train_mode(model: nn.Module) -> None:
@@ -365,8 +364,9 @@ def train_epochs(
         # Validation images have many sizes, and each would be compiled anew.
         with clock.validation(), torch.compiler.set_stance("force_eager"):
             whole = whole_model(run.parallel, run.about["config"])
-            loss = run.about["loss"]
-            scores = score_split(whole, data, "val", how, **loss, before_each=clock.check)
+            scores = score_split(
+                whole, data, "val", how, **run.about["loss"], before_each=clock.check
+            )
         finish_epoch(run, scores, trained_until)
         if clock.time_used() >= 1:
             progress.limit_reached = clock.limit_minutes

@@ -278,7 +278,8 @@ def out_of_memory_is_bad_input(advice: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
-        if not isinstance(error, MemoryError) and not any(part in text for part in OUT_OF_MEMORY):
+        is_known = any(part in text for part in OUT_OF_MEMORY)
+        if not is_known and not isinstance(error, MemoryError):
             raise
         asked = re.search(r"tried to allocate (\d\S* \w+)", text, re.IGNORECASE)
         more = f" when {asked[1]} more were needed" if asked else ""
