@@ -207,11 +207,13 @@ def add_run_flags(parser: ArgumentParser) -> None:
 
 def check_training(parser: ArgumentParser, args: Namespace) -> None:
     """End with argparse's message where flags contradict each other."""
-    if args.freeze_members and args.model != "uformer":
+    is_uformer = args.model == "uformer"
+    checkpoints = len(args.init or [])
+    if args.freeze_members and not is_uformer:
         parser.error("--freeze-members is for --model uformer")
-    if args.init and len(args.init) > 1 and args.model != "uformer":
+    if checkpoints > 1 and not is_uformer:
         parser.error("--init takes one checkpoint, but for --model uformer")
-    if args.init and args.model == "uformer" and len(args.init) < 2:
+    if checkpoints == 1 and is_uformer:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
@@ -242,12 +244,13 @@ def evaluation_arguments(description: str) -> Namespace:
     )
     add("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
     args = parser.parse_args()
-    if args.images and not args.out:
-        parser.error("--images needs --out, the folder for the predictions")
-    if args.images and len(args.checkpoints) > 1:
-        parser.error("--images takes one checkpoint")
-    if args.images and args.json:
-        parser.error("--json is for scores, which --images does not give")
+    if args.images:
+        if not args.out:
+            parser.error("--images needs --out, the folder for the predictions")
+        if len(args.checkpoints) > 1:
+            parser.error("--images takes one checkpoint")
+        if args.json:
+            parser.error("--json is for scores, which --images does not give")
     return args
 
 
@@ -272,12 +275,13 @@ def ensemble_arguments(description: str) -> Namespace:
     count = len(args.checkpoints)
     if count < 2:
         parser.error("an average needs two checkpoints or more")
-    if args.weights and len(args.weights) != count:
-        parser.error(f"{count} checkpoints need as many --weights, not {len(args.weights)}")
-    if args.weights and not any(args.weights):
-        parser.error("--weights are all 0: give one above 0")
-    if args.weights and args.per_class:
-        parser.error("--per-class is for weights that are searched, leave --weights out")
+    if args.weights:
+        if len(args.weights) != count:
+            parser.error(f"{count} checkpoints need as many --weights, not {len(args.weights)}")
+        if not any(args.weights):
+            parser.error("--weights are all 0: give one above 0")
+        if args.per_class:
+            parser.error("--per-class is for weights that are searched, leave --weights out")
     return args
 
 
