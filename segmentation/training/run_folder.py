@@ -85,7 +85,8 @@ def write_checkpoint(path: Path, checkpoint: dict) -> bool:
     """
     has_nan = failed = False
     if rank() == 0:
-        has_nan = any(weight.isnan().any() for weight in checkpoint["model"].values())
+        spoilt = [weight.isnan().any() for weight in checkpoint["model"].values()]
+        has_nan = bool(torch.stack(spoilt).any())  # one look, because each waits for the device
         failed = not has_nan and not try_write(path, save_checkpoint, checkpoint)
     has_nan, failed = all_reduce_sum(torch.tensor([has_nan, failed]).int()).tolist()
     if has_nan:
