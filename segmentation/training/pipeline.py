@@ -137,7 +137,8 @@ class LastPart(nn.Module):
 
     def complete(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The loss of the whole batch, its gradients in the leaves and in the decoder."""
-        self.arrived.maps = [torch.cat(parts) for parts in zip(*self.leaves, strict=True)]
+        levels = zip(*self.leaves, strict=True)
+        self.arrived.maps = [torch.cat(parts) for parts in levels]
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.part.amp):
             logits = self.head(image, keys)
         with alone():  # the other ranks have no share of this sum
@@ -180,7 +181,8 @@ class Pipeline:
         first, end = cuts[rank() : rank() + 2]
         self.model = model
         self.device = device
-        self.first_level, self.end = first, end
+        self.first_level = first
+        self.end = end
         self.part = Part(levels[first:end], amp)
         self.last = LastPart(model, self.part, criterion) if end == pieces else None
         before_last = Part(levels[: cuts[-2]], amp).modules()
