@@ -10,7 +10,6 @@ reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more i
 The batch size is global: N ranks compute what one computes.
 """
 
-import argparse
 import shlex
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
@@ -40,7 +40,7 @@ from segmentation.hardware import (
     step_memory,
     usual_workers,
 )
-from segmentation.pretrained.initial import start_fresh, start_from
+from segmentation.pretrained.initial import Start, start_fresh, start_from
 from segmentation.recipes import (
     Recipe,
     criterion_for,
@@ -52,6 +52,7 @@ from segmentation.report.curves import curves_svg
 from segmentation.training.clock import Clock, Stopped
 from segmentation.training.log import print_epoch, print_summary, show_progress
 from segmentation.training.parallel import (
+    ParallelModel,
     distribute_model,
     load_optimizer_state,
     rank_slice,
@@ -91,8 +92,18 @@ def main() -> None:
         clock.go_on_from(saved["seconds"])
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
-    data = distributed.first_rank_first(lambda: open_data(args, saved))
-    workers = usual_workers(device) if args.workers is None else args.workers
+    data = distributed.first_rank_first(
+        lambda: open_dataset(
+            args.data,
+            task=args.task,
+            seed=args.seed,
+            label_map=args.label_map,
+            skip_bad=args.skip_bad,
+            image_size=args.image_size,
+            splits=saved["data"]["splits"] if saved else None,
+        )
+    )
+    check_labelled(data)
     samples = TrainingSamples(
         data,
         "train",
@@ -103,34 +114,40 @@ def main() -> None:
         scale_range=recipe.scales,
     )
     place, places = rank_slice(args.parallel)
-    order = EpochOrder(len(samples), args.batch_size, seed=args.seed, rank=place, world=places)
+    order = EpochOrder(len(samples), recipe.batch_size, seed=args.seed, rank=place, world=places)
+    workers = usual_workers(device) if args.workers is None else args.workers
     loader = make_loader(samples, order, workers, device)
-    steps = len(order)
-    size = samples.size
-    if args.batch_size == 1 and max(size) <= 32:
-        raise BadInput(
-            f"--batch-size 1 of {size[0]} x {size[1]} pixels leaves BatchNorm a single value to "
-            "take statistics of: use --batch-size 2 or more"
-        )
+    check_batch(recipe.batch_size, *samples.size)
 
-    # 4. Model.
-    model, config, source = distributed.first_rank_first(lambda: start_model(args, data, saved))
+    # 4. Model: the stopped run's, or a new one.
+    if saved:
+        model = restore_model(saved, out / "last.pt")
+        config, source = saved["config"], saved["encoder_weights"]
+    else:
+        segformer = {
+            "variant": args.variant,
+            "decoder": args.decoder,
+            "drop_path": recipe.drop_path,
+            "dropout": recipe.dropout,
+        }
+        model, config, source = distributed.first_rank_first(
+            lambda: start_model(args.model, data, segformer, args.init, args.encoder_weights)
+        )
     model.to(device)
-    frozen = frozen_parts(model, args.freeze_members, args.freeze_encoder)
-    for part in frozen:
-        part.requires_grad_(False)
-    train_mode(model, frozen)
+    freeze(model, args.freeze_members, args.freeze_encoder)
+    train_mode(model)
 
     # 5. Loss, memory, ranks.
     criterion = criterion_for(recipe, data.pixel_counts["train"]).to(device)
+    ranks = distributed.world_size()
     needed = step_memory(
         model,
         criterion,
-        args.batch_size / distributed.world_size(),  # in a pipeline, of the mean rank
-        size,
+        recipe.batch_size / ranks,  # in a pipeline, of the mean rank
+        samples.size,
         amp=args.amp,
         compiled=args.compile,
-        shards=1 if args.parallel == "ddp" else distributed.world_size(),
+        shards=1 if args.parallel == "ddp" else ranks,
     )
     memory = check_memory(needed, device, args.amp)
     parallel = distribute_model(model, args.parallel, device, criterion, args.amp)
@@ -149,43 +166,29 @@ def main() -> None:
         scheduler.load_state_dict(resume["scheduler"])
         progress = Progress(**resume["progress"], history=saved["history"])
 
-    # 7. What its checkpoints hold.
-    about = describe_run(args, data, config, source, device)
-    run = Run(out, about, parallel, optimizer, scheduler, progress, clock)
+    # 7. What its checkpoints hold: see checkpoint.py for these keys and those that `save` adds.
+    about = {
+        "config": config,
+        "classes": data.classes,
+        "palette": data.palette,
+        "data": data.describe(),
+        "loss": {"alpha": recipe.alpha, "beta": recipe.beta},
+        "args": vars(args),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "encoder_weights": source,
+        "environment": environment(device),
+    }
+    run = Run(out, about, recipe, parallel, optimizer, scheduler, progress, clock)
     if distributed.rank() == 0:
         write_config(out, about)
         if saved:
             run.write_history()
-        pixels = dict(zip(data.classes, data.pixel_counts["train"], strict=True))
-        print_summary(data.layout, data.splits, pixels, data.skipped, model, steps, memory, out)
+        print_summary(data, model, len(order), memory, out)
 
-    # 8. Train: an epoch, its scores on val, its row of history, its checkpoints.
-    def divisor_at(step: int) -> int:
-        """Ranks ask when they order a step's samples, after the same poll, so they agree."""
-        share = progress.share(step, steps, recipe.epochs, clock.time_used())
-        return sample_divisor(recipe, share)
-
-    how = Prediction(device, amp=args.amp)
-    written = True
+    # 8. Train.
     try:
-        while not progress.is_finished(recipe.epochs, args.max_minutes):
-            order.set_epoch(progress.epoch, start=progress.step, divisor_at=divisor_at)
-            train_mode(model, frozen)
-            data_wait = train_one_epoch(run, loader, criterion, recipe, args.amp)
-            trained_until = clock.now()
-            # Validation images have many sizes, and each would be compiled anew.
-            with clock.validation(), torch.compiler.set_stance("force_eager"):
-                whole = whole_model(parallel, config)
-                weights = {"alpha": recipe.alpha, "beta": recipe.beta}
-                scores = score_split(whole, data, "val", how, **weights, before_each=clock.check)
-            finish_epoch(run, recipe, scores, trained_until)
-            if clock.time_used() >= 1:
-                progress.limit_reached = args.max_minutes
-            written = run.save_epoch(scores)
-            if distributed.rank() == 0:
-                print_epoch(progress, recipe.epochs, data_wait)
-            if clock.poll() and not progress.is_finished(recipe.epochs, args.max_minutes):
-                raise Stopped
+        how = Prediction(device, amp=args.amp)
+        written = train_epochs(run, model, data, order, loader, criterion, how)
     except Stopped:
         run.leave_resumable()
         return
@@ -195,23 +198,22 @@ def main() -> None:
     distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}")
 
 
-def open_data(args: argparse.Namespace, saved: dict | None) -> SegmentationDataset:
-    """The data set, with the splits of the run that goes on. BadInput if nothing is labelled."""
-    data = open_dataset(
-        args.data,
-        task=args.task,
-        seed=args.seed,
-        label_map=args.label_map,
-        skip_bad=args.skip_bad,
-        image_size=args.image_size,
-        splits=saved["data"]["splits"] if saved else None,
-    )
+def check_labelled(data: SegmentationDataset) -> None:
+    """BadInput if train or val has no labelled pixel."""
     for split in ("train", "val"):
         if not any(data.pixel_counts[split]):
             raise BadInput(
                 f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
             )
-    return data
+
+
+def check_batch(images: int, height: int, width: int) -> None:
+    """BadInput if the deepest map is one pixel of one image: BatchNorm needs two values or more."""
+    if images == 1 and max(height, width) <= 32:
+        raise BadInput(
+            f"--batch-size 1 of {height} x {width} pixels leaves BatchNorm a single value to "
+            "take statistics of: use --batch-size 2 or more"
+        )
 
 
 def make_loader(
@@ -230,69 +232,46 @@ def make_loader(
 
 
 def start_model(
-    args: argparse.Namespace, data: SegmentationDataset, saved: dict | None
-) -> tuple[nn.Module, dict, dict | None]:
-    """The model as it starts, its configuration, and the source of weights trained elsewhere.
-
-    The weights are the stopped run's, or those of --init, or an encoder's from --encoder-weights
-    and random elsewhere.
-    """
-    if saved:
-        model = restore_model(saved, f"{args.out}/last.pt")
-        return model, saved["config"], saved["encoder_weights"]
-    if args.init:
-        held_out = set() if args.data == "scenes" else {*data.splits["val"], *data.splits["test"]}
-        return start_from(args.init, args.model, data.classes, held_out, data.root)
-    names = ("variant", "decoder", "drop_path", "dropout")
-    segformer = {name: getattr(args, name) for name in names}
-    return start_fresh(args.model, len(data.classes), segformer, args.encoder_weights)
+    name: str,
+    data: SegmentationDataset,
+    segformer: dict,
+    init: list[str] | None,
+    encoder_weights: str,
+) -> Start:
+    """A fresh run's model: of the checkpoints `init`, or random but for its encoder's weights."""
+    if init:
+        held_out = {*data.splits["val"], *data.splits["test"]}
+        return start_from(init, name, data.classes, held_out, data.root)
+    return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 
-def frozen_parts(model: nn.Module, members: bool, encoders: bool) -> list[nn.Module]:
-    """The modules that keep their weights: a UFormer's members, or the encoder of each model."""
+def freeze(model: nn.Module, members: bool, encoders: bool) -> None:
+    """Let a UFormer's members keep their weights, or the encoder of each model."""
     if members:
-        return [model.members]
-    if encoders:
-        return [part.encoder for part in getattr(model, "members", [model])]
-    return []
+        model.members.requires_grad_(False)
+    elif encoders:
+        for part in getattr(model, "members", [model]):
+            part.encoder.requires_grad_(False)
 
 
-def train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
+def train_mode(model: nn.Module) -> None:
     """Training mode, but for frozen parts: their BatchNorm's statistics are frozen too."""
     model.train()
-    for part in frozen:
-        part.eval()
-
-
-def describe_run(
-    args: argparse.Namespace,
-    data: SegmentationDataset,
-    config: dict,
-    source: dict | None,
-    device: torch.device,
-) -> dict:
-    """What a checkpoint says of its run beside weights, scores and progress: see checkpoint.py."""
-    return {
-        "config": config,
-        "classes": data.classes,
-        "palette": data.palette,
-        "data": data.describe(),
-        "loss": {"alpha": args.alpha, "beta": args.beta},
-        "args": vars(args),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "encoder_weights": source,
-        "environment": environment(device),
-    }
+    for part in model.modules():
+        weights = list(part.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            part.eval()
 
 
 @dataclass
 class Run:
-    """A training's folder, and what its checkpoints hold."""
+    """A training under way: its folder, and all that its checkpoints hold."""
 
     out: Path
-    about: dict  # of `describe_run`
-    parallel: nn.Module | Pipeline
-    optimizer: torch.optim.Optimizer
+    about: dict  # what is the same in each of its checkpoints
+    recipe: Recipe
+    parallel: ParallelModel
+    optimizer: Optimizer
     scheduler: ReduceLROnPlateau
     progress: Progress
     clock: Clock
@@ -335,11 +314,11 @@ class Run:
     def write_history(self) -> bool:
         """history.csv in full precision and curves.svg. False, and said, if one is not written."""
         history = self.progress.history
-        rows = [list(HISTORY), *(list(row.values()) for row in history)]
-        table, curves = self.out / "history.csv", self.out / "curves.svg"
-        drawing = curves_svg({self.out.resolve().name: history})
-        written = try_write(table, lambda: write_csv(table, rows))
-        return try_write(curves, lambda: write_atomically(curves, drawing.encode())) and written
+        rows = [HISTORY, *(row.values() for row in history)]
+        curves = curves_svg({self.out.resolve().name: history})
+        written = try_write(self.out / "history.csv", write_csv, rows)
+        drawn = try_write(self.out / "curves.svg", write_atomically, curves.encode())
+        return written and drawn
 
     def leave_resumable(self) -> None:
         """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
@@ -354,14 +333,57 @@ class Run:
         sys.exit(99)
 
 
-def train_one_epoch(
-    run: Run, loader: DataLoader, criterion: nn.Module, recipe: Recipe, amp: bool
-) -> float:
+def train_epochs(
+    run: Run,
+    model: nn.Module,
+    data: SegmentationDataset,
+    order: EpochOrder,
+    loader: DataLoader,
+    criterion: nn.Module,
+    how: Prediction,
+) -> bool:
+    """Train, score val and save, epoch by epoch, to the last or to the time limit.
+
+    Collective. model: what run.parallel has spread over ranks. False if the last save failed.
+    Raises Stopped after a signal, `run.progress` complete.
+    """
+    recipe, progress, clock = run.recipe, run.progress, run.clock
+    steps = len(order)
+
+    def divisor_at(step: int) -> int:
+        """Ranks ask when they order a step's samples, after the same poll, so they agree."""
+        share = progress.share(step, steps, recipe.epochs, clock.time_used())
+        return sample_divisor(recipe, share)
+
+    written = True
+    while not progress.is_finished(recipe.epochs, clock.limit_minutes):
+        order.set_epoch(progress.epoch, start=progress.step, divisor_at=divisor_at)
+        train_mode(model)
+        data_wait = train_one_epoch(run, loader, criterion, how.amp)
+        trained_until = clock.now()
+        # Validation images have many sizes, and each would be compiled anew.
+        with clock.validation(), torch.compiler.set_stance("force_eager"):
+            whole = whole_model(run.parallel, run.about["config"])
+            scores = score_split(
+                whole, data, "val", how, **run.about["loss"], before_each=clock.check
+            )
+        finish_epoch(run, scores, trained_until)
+        if clock.time_used() >= 1:
+            progress.limit_reached = clock.limit_minutes
+        written = run.save_epoch(scores)
+        if distributed.rank() == 0:
+            print_epoch(progress, recipe.epochs, data_wait)
+        if clock.poll() and not progress.is_finished(recipe.epochs, clock.limit_minutes):
+            raise Stopped
+    return written
+
+
+def train_one_epoch(run: Run, loader: DataLoader, criterion: nn.Module, amp: bool) -> float:
     """From progress.step to the end of the epoch or of the time; the share spent waiting for data.
 
     Collective. Raises Stopped after a signal, `run.progress` complete.
     """
-    progress, clock = run.progress, run.clock
+    recipe, progress, clock = run.recipe, run.progress, run.clock
     device = next(run.parallel.parameters()).device
     progress.loss_sum = torch.as_tensor(progress.loss_sum, device=device)
     steps = progress.step + len(loader)
@@ -398,9 +420,9 @@ def train_one_epoch(
 
 
 def training_step(
-    parallel: nn.Module | Pipeline,
+    parallel: ParallelModel,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batch: dict,
     amp: bool = False,
 ) -> Tensor:
@@ -410,9 +432,10 @@ def training_step(
     gradients stay until the next step.
     """
     device = next(parallel.parameters()).device
-    image = batch["image"].to(device, non_blocking=True).to(torch.get_default_dtype()) / 255
-    mask = batch["mask"].to(device, non_blocking=True).long()
-    key = batch["key"].to(device, non_blocking=True)
+    image, mask, key = (
+        batch[name].to(device, non_blocking=True) for name in ("image", "mask", "key")
+    )
+    image, mask = image / 255, mask.long()
     optimizer.zero_grad()
     if isinstance(parallel, Pipeline):
         loss = parallel.forward_backward(image, mask, key)
@@ -425,9 +448,9 @@ def training_step(
     return loss.detach()
 
 
-def finish_epoch(run: Run, recipe: Recipe, scores: dict, trained_until: float) -> None:
+def finish_epoch(run: Run, scores: dict, trained_until: float) -> None:
     """Write the epoch's row, step the scheduler, move on to the next epoch."""
-    progress, groups = run.progress, run.optimizer.param_groups
+    recipe, progress, groups = run.recipe, run.progress, run.optimizer.param_groups
     now = run.clock.now()
     trained_images = progress.step * recipe.batch_size
     row = (

@@ -1,9 +1,17 @@
 """The command line of the three scripts: one set of words, their types and their defaults."""
 
-import argparse
 import math
 import os
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from .data.labels import parse_label_map
@@ -16,21 +24,19 @@ RECIPE_FLAGS = ("epochs", "batch_size", "lr", "augment", "alpha", "beta", "drop_
 SCENES_DEFAULTS = {"encoder_weights": "none", "max_minutes": 5.0}  # nothing to download
 
 
-def parser_for(description: str, **options: Any) -> argparse.ArgumentParser:
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults where a flag has one, and the epilog's table as it is."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser_for(description: str, **options: Any) -> ArgumentParser:
     """An argparse parser whose help shows defaults and fits a terminal."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        """Defaults where a flag has one, and the epilog's table as it is."""
-
-        def __init__(self, prog: str):
-            super().__init__(prog, max_help_position=34, width=110)
-
-        def _get_help_string(self, action: argparse.Action) -> str | None:
-            if action.default is None or action.default is False:
-                return action.help
-            return super()._get_help_string(action)
-
-    return argparse.ArgumentParser(description=description, formatter_class=Formatter, **options)
+    formatter = partial(HelpFormatter, max_help_position=34, width=110)
+    return ArgumentParser(description=description, formatter_class=formatter, **options)
 
 
 def recipe_rows() -> str:
@@ -38,24 +44,21 @@ def recipe_rows() -> str:
     columns = {name: asdict(recipe) for name, recipe in RECIPES.items()}
     columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
     columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))
+    rows = [["", *columns]]
+    for field in columns["deck"]:
+        rows.append([field, *(as_text(column[field]) for column in columns.values())])
     lines = ["recipes (flags override the rows down to dropout):"]
-    lines.append(" " * 16 + "".join(f"{name:>15}" for name in columns))
-    for field in asdict(RECIPES["deck"]):
-        cells = []
-        for row in columns.values():
-            value = row[field]
-            text = "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
-            cells.append(f"{text:>15}")
-        lines.append(f"{field:16}" + "".join(cells))
-    scenes = ", ".join(f"--{flag_name(name)} {value}" for name, value in SCENES_DEFAULTS.items())
-    return "\n".join([*lines, f"for the built-in scenes also: {scenes}"])
+    for field, *cells in rows:
+        lines.append(f"{field:16}" + "".join(f"{cell:>15}" for cell in cells))
+    scenes = ", ".join(f"--{name} {value}" for name, value in SCENES_DEFAULTS.items())
+    return "\n".join([*lines, f"for the built-in scenes also: {scenes.replace('_', '-')}"])
 
 
-def flag_name(name: str) -> str:
-    return name.replace("_", "-")
+def as_text(value: Any) -> str:
+    return "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
-def training_arguments(description: str) -> argparse.Namespace:
+def training_arguments(description: str) -> Namespace:
     """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description, epilog=recipe_rows(), add_help=False)
     add_model_flags(parser)
@@ -77,16 +80,20 @@ def training_arguments(description: str) -> argparse.Namespace:
     return args
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
+def recipe_of(args: Namespace) -> Recipe:
     """The row that was asked for, its numbers replaced by the flags'."""
     row = recipe_for(args.recipe, args.model, args.data)
     return replace(row, **{name: getattr(args, name) for name in RECIPE_FLAGS})
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    models = ["segformer", "unet", "uformer"]
-    add("--model", choices=models, default="segformer", help="what to train")
+    add(
+        "--model",
+        choices=["segformer", "unet", "uformer"],
+        default="segformer",
+        help="what to train",
+    )
     add("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
     add(
         "--decoder",
@@ -112,11 +119,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
-    tasks = ["multiclass", "binary"]
-    add("--task", choices=tasks, default="multiclass", help="binary: two classes")
+    add(
+        "--task",
+        choices=["multiclass", "binary"],
+        default="multiclass",
+        help="binary: two classes",
+    )
     add("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
     add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
     sides: dict[str, Any] = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
@@ -136,7 +147,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+def add_recipe_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     add("--recipe", choices=list(RECIPES), default="deck", help="a column of the table below")
     add(
@@ -175,7 +186,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
     add("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
@@ -185,36 +196,41 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="minutes between saves inside an epoch",
     )
-    strategies = ["ddp", "fsdp", "pipeline"]
     add(
         "--parallel",
-        choices=strategies,
+        choices=["ddp", "fsdp", "pipeline"],
         default="ddp",
         help="ranks share a model as copies, shards or parts",
     )
     add("--device", help="cpu, cuda or mps (default: the best there is)")
 
 
-def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_training(parser: ArgumentParser, args: Namespace) -> None:
     """End with argparse's message where flags contradict each other."""
-    if args.freeze_members and args.model != "uformer":
+    is_uformer = args.model == "uformer"
+    checkpoints = len(args.init or [])
+    if args.freeze_members and not is_uformer:
         parser.error("--freeze-members is for --model uformer")
-    if args.init and len(args.init) > 1 and args.model != "uformer":
+    if checkpoints > 1 and not is_uformer:
         parser.error("--init takes one checkpoint, but for --model uformer")
-    if args.init and args.model == "uformer" and len(args.init) < 2:
+    if checkpoints == 1 and is_uformer:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
 
 
-def evaluation_arguments(description: str) -> argparse.Namespace:
+def evaluation_arguments(description: str) -> Namespace:
     """Parse evaluate.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description)
     add = parser.add_argument
     add("checkpoints", nargs="+", help="what train.py or ensemble.py wrote; several are compared")
     add_scoring_flags(parser)
-    splits = ["test", "val", "train"]
-    add("--split", choices=splits, default="test", help="val where there is no test")
+    add(
+        "--split",
+        choices=["test", "val", "train"],
+        default="test",
+        help="val where there is no test",
+    )
     add("--json", metavar="FILE", help="write all scores to this file")
     add(
         "--out", metavar="DIR", help="write report.html with its pictures and tables to this folder"
@@ -228,21 +244,21 @@ def evaluation_arguments(description: str) -> argparse.Namespace:
     )
     add("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
     args = parser.parse_args()
-    if args.images and not args.out:
-        parser.error("--images needs --out, the folder for the predictions")
-    if args.images and len(args.checkpoints) > 1:
-        parser.error("--images takes one checkpoint")
-    if args.images and args.json:
-        parser.error("--json is for scores, which --images does not give")
+    if args.images:
+        if not args.out:
+            parser.error("--images needs --out, the folder for the predictions")
+        if len(args.checkpoints) > 1:
+            parser.error("--images takes one checkpoint")
+        if args.json:
+            parser.error("--json is for scores, which --images does not give")
     return args
 
 
-def ensemble_arguments(description: str) -> argparse.Namespace:
+def ensemble_arguments(description: str) -> Namespace:
     """Parse ensemble.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description)
-    parser.add_argument(
-        "checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes"
-    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights", type=non_negative_float, nargs="+", metavar="W", help="one a checkpoint"
@@ -252,25 +268,24 @@ def ensemble_arguments(description: str) -> argparse.Namespace:
         action="store_true",
         help="find the weights of best mIoU on val, as without --weights",
     )
-    parser.add_argument(
-        "--per-class", action="store_true", help="find a weight for each checkpoint and class"
-    )
-    parser.add_argument("--out", metavar="FILE", help="write the average as a checkpoint")
+    add("--per-class", action="store_true", help="find a weight for each checkpoint and class")
+    add("--out", metavar="FILE", help="write the average as a checkpoint")
     add_scoring_flags(parser)
     args = parser.parse_args()
     count = len(args.checkpoints)
     if count < 2:
         parser.error("an average needs two checkpoints or more")
-    if args.weights and len(args.weights) != count:
-        parser.error(f"{count} checkpoints need as many --weights, not {len(args.weights)}")
-    if args.weights and not any(args.weights):
-        parser.error("--weights are all 0: give one above 0")
-    if args.weights and args.per_class:
-        parser.error("--per-class is for weights that are searched, leave --weights out")
+    if args.weights:
+        if len(args.weights) != count:
+            parser.error(f"{count} checkpoints need as many --weights, not {len(args.weights)}")
+        if not any(args.weights):
+            parser.error("--weights are all 0: give one above 0")
+        if args.per_class:
+            parser.error("--per-class is for weights that are searched, leave --weights out")
     return args
 
 
-def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+def add_scoring_flags(parser: ArgumentParser) -> None:
     """What evaluate.py and ensemble.py share."""
     add = parser.add_argument
     add(
@@ -297,31 +312,31 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
 
 def non_negative_int(text: str) -> int:
     if not 0 <= (value := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is negative or beyond 63 bits")
+        raise ArgumentTypeError(f"{text} is negative or beyond 63 bits")
     return value
 
 
 def positive_int(text: str) -> int:
     if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise ArgumentTypeError(f"{text} is not 1 or more")
     return value
 
 
 def positive_float(text: str) -> float:
     if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
 def non_negative_float(text: str) -> float:
     if not 0 <= (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
+        raise ArgumentTypeError(f"{text} is not 0 or a positive number")
     return value
 
 
 def fraction(text: str) -> float:
     if not 0 <= (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+        raise ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
 
 
@@ -329,4 +344,4 @@ def label_map(text: str) -> dict[int, int]:
     try:
         return parse_label_map(text)
     except BadInput as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise ArgumentTypeError(str(error)) from error

@@ -32,6 +32,7 @@ from .files import write_atomically
 from .models import build_model
 
 FORMAT = 2
+RENAMED = {"best": "best_miou", "started": "epoch_began", "time_up": "limit_reached"}
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -95,15 +96,8 @@ def upgrade(checkpoint: dict) -> None:
     checkpoint["loss"] = {"alpha": args.get("alpha", 0.3), "beta": args.get("beta", 0.7)}
     if resume := checkpoint.get("resume"):
         state = resume.pop("state")
-        resume["progress"] = {
-            "lr": state["lr"],
-            "epoch": state["epoch"],
-            "step": state["step"],
-            "loss_sum": state["loss_sum"],
-            "best_miou": state["best"],
-            "epoch_began": state["started"],
-            "limit_reached": state["time_up"],
-        }
+        del state["history"]
+        resume["progress"] = {RENAMED.get(name, name): value for name, value in state.items()}
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:

@@ -47,8 +47,13 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
         _store = dist.PrefixStore(f"restart {restarts}", _store)
     chosen = together(lambda: choose_device(device), gather_by_store)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    place = {"store": _store, "rank": own_rank, "world_size": world}
-    dist.init_process_group(backend, timeout=timeout, **place)
+    dist.init_process_group(
+        backend,
+        timeout=timeout,
+        store=_store,
+        rank=own_rank,
+        world_size=world,
+    )
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     sys.excepthook = partial(end_at_once, sys.excepthook)
     atexit.register(leave)
@@ -106,12 +111,12 @@ def end_with(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def said_by_first_rank(sentence: str, seconds: float = 3) -> bool:
-    """Whether the first rank has the same to say within so many seconds."""
+def said_by_first_rank(sentence: str) -> bool:
+    """Whether the first rank has the same to say, within three seconds."""
     if _store is None:
         return False
     try:
-        _store.wait([sentence], timedelta(seconds=seconds))
+        _store.wait([sentence], timedelta(seconds=3))
     except RuntimeError:  # it never came, or its keeper has ended
         return False
     return True

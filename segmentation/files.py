@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -21,13 +21,12 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # once it is renamed, there is none
             temporary.unlink()
-        raise
 
 
-def write_csv(path: str | Path, rows: Iterable[Sequence]) -> None:
+def write_csv(path: str | Path, rows: Iterable[Iterable]) -> None:
     """Write rows as comma separated values, atomically, floats in full precision."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

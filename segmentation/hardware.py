@@ -1,11 +1,11 @@
 """The machine: its name, what of it torch can use, and how much of its memory a training needs."""
 
 import ctypes
+import math
 import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,14 @@ SIDE = 64  # of the square images, in pixels, that a step's memory is measured o
 COMPILED = 0.8  # --compile computes some of what autograd keeps a second time: 0.87 to 0.98 remain
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+CGROUPS = {  # folder, files of limit and usage, by the controllers named in /proc/self/cgroup
+    "": ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
+    "memory": (  # version 1
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+    ),
+}
 
 
 def prepare(device: torch.device, amp: bool) -> None:
@@ -89,10 +97,13 @@ def announce(device: torch.device, asked: str | None) -> None:
 
 def environment(device: torch.device) -> dict:
     """Hardware and versions a run was made with."""
-    on_gpu = device.type == "cuda"
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = processor_says("model name") or platform.processor() or platform.machine()
     return {
         "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "processor": processor,
         "ranks": world_size(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -106,10 +117,6 @@ def hardware_of(machine: dict) -> str:
     ranks, threads = machine["ranks"], machine["threads"]
     processes = f"{ranks} process{'es' if ranks > 1 else ''}"
     return f"{machine['processor']}, {processes} of {threads} thread{'s' if threads > 1 else ''}"
-
-
-def processor_name() -> str:
-    return processor_says("model name") or platform.processor() or platform.machine()
 
 
 def processor_says(key: str) -> str | None:
@@ -143,10 +150,10 @@ def keep_freed_memory() -> None:
     Every step allocates the same activations, and each new page costs a fault: a fifth of a step
     on CPUs.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, GIB)
-        mallopt(M_MMAP_THRESHOLD, GIB)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, GIB)
+        libc.mallopt(M_MMAP_THRESHOLD, GIB)
 
 
 def step_memory(
@@ -169,7 +176,7 @@ def step_memory(
     pixels = images * size[0] * size[1]
     kept = 2 * one - two + (two - one) / SIDE**2 * pixels  # --amp's copies of weights do not grow
     kept *= COMPILED if compiled else 1
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return max(kept, trained / shards) + 2 * trained / shards
 
 
@@ -222,42 +229,40 @@ def free_memory(device: torch.device) -> float | None:
     return None if free is None else free / local_ranks()
 
 
-def free_in_machine(root: Path = Path("/")) -> int | None:
+def free_in_machine(root: Path = Path("/")) -> float | None:
     """Bytes that Linux can still give to this process: in the machine, and in its control groups.
 
     A group counts the pages of files that were read, which go as soon as memory is wanted.
     """
     try:
-        free = [1024 * numbers(root / "proc/meminfo")["MemAvailable:"]]
+        free: float = 1024 * numbers(root / "proc/meminfo")["MemAvailable:"]
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except (OSError, KeyError):
         return None
     for group in groups:
         _, controllers, path = group.split(":", 2)
-        if controllers == "":  # version 2
-            top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif controllers == "memory":  # version 1
-            top = root / "sys/fs/cgroup/memory"
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
+        if controllers not in CGROUPS:
             continue
+        place, *files = CGROUPS[controllers]
+        top = root / place
         folder = top / path.lstrip("/")  # from a container some folders above it are not seen
         while folder.is_relative_to(top):
-            free += free_in_group(folder, *files)
+            free = min(free, free_in_group(folder, *files))
             folder = folder.parent
-    return max(0, min(free))
+    return max(0, free)
 
 
-def free_in_group(folder: Path, limit: str, usage: str) -> list[int]:
-    """[bytes below the limit of a control group], or [] where it has none."""
+def free_in_group(folder: Path, limit: str, usage: str) -> float:
+    """Bytes below the limit of a control group; infinite where it has none."""
     try:
-        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        most = int((folder / limit).read_text())
+        used = int((folder / usage).read_text())
         stat = numbers(folder / "memory.stat")
     except (OSError, ValueError):  # a limit of "max" is none
-        return []
+        return math.inf
     prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with its subgroups
     files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-    return [most - used + files]
+    return most - used + files
 
 
 def numbers(path: Path) -> dict[str, int]:
@@ -273,7 +278,8 @@ def out_of_memory_is_bad_input(advice: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
-        if not isinstance(error, MemoryError) and not any(part in text for part in OUT_OF_MEMORY):
+        is_known = any(part in text for part in OUT_OF_MEMORY)
+        if not is_known and not isinstance(error, MemoryError):
             raise
         asked = re.search(r"tried to allocate (\d\S* \w+)", text, re.IGNORECASE)
         more = f" when {asked[1]} more were needed" if asked else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
 
 from .losses import TverskyCrossEntropy, TverskyLoss
 
@@ -96,12 +97,12 @@ def criterion_for(recipe: Recipe, pixels: list[int]) -> nn.Module:
 
 def optimizer_for(
     recipe: Recipe, parameters: Iterable[nn.Parameter], device: torch.device
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     fused = device.type in ("cpu", "cuda")
-    if recipe.weight_decay is None:
-        return torch.optim.Adam(parameters, lr=recipe.lr, fused=fused)
     decay = recipe.weight_decay
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=fused)
+    if decay is None:
+        return Adam(parameters, recipe.lr, fused=fused)
+    return AdamW(parameters, recipe.lr, weight_decay=decay, fused=fused)
 
 
 def learning_rate_factor(recipe: Recipe, time_used: float, progress: float) -> float:

@@ -23,8 +23,8 @@ class Clock:
     """
 
     def __init__(self, limit_minutes: float | None = None, save_minutes: float | None = None):
-        self.limit = None if limit_minutes is None else 60 * limit_minutes
-        self.save_every = None if save_minutes is None else 60 * save_minutes
+        self.limit_minutes = limit_minutes
+        self.save_minutes = save_minutes
         self.validation_seconds = 0.0  # of the limit, kept for what follows training
         self.signalled = False
         self.go_on_from(0.0)
@@ -60,9 +60,10 @@ class Clock:
 
         Validation's time is kept back from the limit.
         """
-        if self.limit is None:
+        if self.limit_minutes is None:
             return 0.0
-        return self.agreed / max(self.limit - self.validation_seconds, 1e-9)
+        limit = 60 * self.limit_minutes - self.validation_seconds
+        return self.agreed / max(limit, 1e-9)
 
     @contextmanager
     def validation(self) -> Iterator[None]:
@@ -74,7 +75,9 @@ class Clock:
 
     def save_is_due(self) -> bool:
         """Whether the last save is longer ago than was asked for, by the last poll."""
-        return self.save_every is not None and self.agreed - self.last_save >= self.save_every
+        if self.save_minutes is None:
+            return False
+        return self.agreed - self.last_save >= 60 * self.save_minutes
 
     def saved(self) -> None:
         self.last_save = self.agreed  # not now(): the ranks must agree when the next is due

@@ -5,6 +5,7 @@ A log gets a line an epoch; a terminal also gets a line that rewrites itself.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,24 +15,16 @@ from .clock import Clock
 from .progress import Progress
 
 
-def print_summary(
-    layout: str,
-    splits: dict[str, list[str]],
-    pixels: dict[str, int],
-    skipped: list[str],
-    model: nn.Module,
-    steps: int,
-    memory: str,
-    out: Path,
-) -> None:
-    """What is trained on what. pixels: of each class in the training masks; memory: of a step."""
-    counts = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
-    total = sum(pixels.values())
-    shares = ", ".join(f"{name} {count / total:.1%}" for name, count in pixels.items())
+def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Path) -> None:
+    """What is trained on what. data: a SegmentationDataset; memory: a sentence on a step's."""
+    counts = ", ".join(f"{len(names)} {split}" for split, names in data.splits.items())
+    pixels = data.pixel_counts["train"]
+    total = sum(pixels)
+    shares = [f"{c} {n / total:.1%}" for c, n in zip(data.classes, pixels, strict=True)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"data: {layout}, {counts} images")
-    print(f"train pixels: {shares}")
-    for sentence in skipped:
+    print(f"data: {data.layout}, {counts} images")
+    print(f"train pixels: {', '.join(shares)}")
+    for sentence in data.skipped:
         print(f"left out: {sentence}")
     print(f"memory: {memory}")
     print(f"model: {type(model).__name__}, {parameters:,} parameters; ", end="")
@@ -46,8 +39,8 @@ def show_progress(
         return
     rate = progress.step / (clock.now() - progress.epoch_began)
     left = ((recipe.epochs - progress.epoch) * steps - progress.step) / rate
-    if clock.limit is not None:
-        left = min(left, clock.limit - clock.now())
+    if clock.limit_minutes is not None:
+        left = min(left, 60 * clock.limit_minutes - clock.now())
     print(
         f"\r\033[Kepoch {progress.epoch + 1}/{recipe.epochs}  step {progress.step}/{steps}  "
         f"loss {loss.item():.4f}  {rate * recipe.batch_size:.1f} images/s  "

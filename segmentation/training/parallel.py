@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from ..distributed import gather, rank, world_size
 from ..models import build_model
@@ -22,15 +23,23 @@ from ..models.uformer import UFormer
 from .pipeline import Pipeline, Single, encoder_levels, own_places
 from .sync_batchnorm import synchronise_batchnorm
 
+ParallelModel = nn.Module | Pipeline  # what `distribute_model` gives
+
 
 def rank_slice(strategy: str) -> tuple[int, int]:
     """Which part of each global batch this rank loads, of how many: all of it in a pipeline."""
-    return (0, 1) if strategy == "pipeline" else (rank(), world_size())
+    if strategy == "pipeline":
+        return 0, 1
+    return rank(), world_size()
 
 
 def distribute_model(
-    model: nn.Module, strategy: str, device: torch.device, criterion: nn.Module, amp: bool = False
-) -> "nn.Module | Pipeline":
+    model: nn.Module,
+    strategy: str,
+    device: torch.device,
+    criterion: nn.Module,
+    amp: bool = False,
+) -> ParallelModel:
     """Spread a model that is on `device` over the ranks, in place; with one rank it stays as it is.
 
     ddp and fsdp give a module to call, which averages gradients over ranks in its backward:
@@ -48,14 +57,14 @@ def distribute_model(
         for unit in [*fsdp_units(model), model]:
             fully_shard(unit, mesh=mesh)
         return model
-    known = signature(DistributedDataParallel).parameters
+    ids = [device.index] if device.type == "cuda" else None
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
-    # The buffers are equal, so no forward has to send them; torch 2.13 calls it by a new name.
-    renamed = "forward_sync_buffers" in known
-    options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False
+    known = signature(DistributedDataParallel).parameters
+    # The buffers are equal, so no forward has to send them; torch 2.13 renamed the option.
+    new_name = "forward_sync_buffers"
+    options[new_name if new_name in known else "broadcast_buffers"] = False
     if "batched_grad_copy" in known:
         options["batched_grad_copy"] = True  # a bucket's gradients go into it by one kernel
-    ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, ids, **options)
 
 
@@ -67,28 +76,32 @@ def fsdp_units(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, UFormer):
         return [unit for member in model.members for unit in fsdp_units(member)]
     assert isinstance(model, Single)
-    found = [layer for level in encoder_levels(model) for layer in level]
-    layers = [layer for layer in found if isinstance(layer, Stage | nn.Sequential)]
+    found: list[nn.Module] = []
+    for level in encoder_levels(model):
+        found += [layer for layer in level if isinstance(layer, Stage | nn.Sequential)]
     decoder = model.decoder
-    return [*layers, *(decoder if isinstance(decoder, nn.ModuleList) else [decoder])]
+    found += decoder if isinstance(decoder, nn.ModuleList) else [decoder]
+    return found
 
 
-def whole_weights(parallel: "nn.Module | Pipeline") -> dict[str, Tensor]:
+def whole_weights(parallel: ParallelModel) -> dict[str, Tensor]:
     """Collective: the whole model's state dict, as one process has it, on every rank."""
     if isinstance(parallel, Pipeline):
         state = parallel.model.state_dict()
-        parts = gather([{name: value.cpu() for name, value in state.items() if not value.is_meta}])
-        found = {name: value for part in parts for name, value in part.items()}
+        own = [(name, value.cpu()) for name, value in state.items() if not value.is_meta]
+        found = dict(gather(own))
         return {name: found[name] for name in state}
     module = parallel.module if isinstance(parallel, DistributedDataParallel) else parallel
     return {name: full_tensor(value) for name, value in module.state_dict().items()}
 
 
-def full_tensor(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def full_tensor(value: Tensor) -> Tensor:
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    return value
 
 
-def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
+def whole_model(parallel: ParallelModel, config: dict) -> nn.Module:
     """Collective: the whole model on every rank, to be called alone; a copy where it is spread."""
     if isinstance(parallel, DistributedDataParallel):
         return parallel.module
@@ -99,9 +112,7 @@ def whole_model(parallel: "nn.Module | Pipeline", config: dict) -> nn.Module:
     return model.to(next(parallel.parameters()).device)
 
 
-def whole_optimizer_state(
-    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer
-) -> dict:
+def whole_optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict:
     """Collective: the optimizer's whole state_dict, as one process has it, on every rank."""
     saved = optimizer.state_dict()
     state = {}
@@ -110,26 +121,26 @@ def whole_optimizer_state(
     groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
-        own = {}
+        own = []
         for index, entry in state.items():
-            own[places[index]] = {key: value.cpu() for key, value in entry.items()}
-        state = dict(sorted(item for part in gather([own]) for item in part.items()))
-        count = len(list(parallel.model.parameters()))
-        groups = [groups[0] | {"params": list(range(count))}]
+            on_cpu = {key: value.cpu() for key, value in entry.items()}
+            own.append((places[index], on_cpu))
+        state = dict(sorted(gather(own)))
+        all_parameters = [i for i, _ in enumerate(parallel.model.parameters())]
+        groups = [groups[0] | {"params": all_parameters}]
     return {"state": state, "param_groups": groups}
 
 
-def load_optimizer_state(
-    parallel: "nn.Module | Pipeline", optimizer: torch.optim.Optimizer, saved: dict
-) -> None:
+def load_optimizer_state(parallel: ParallelModel, optimizer: Optimizer, saved: dict) -> None:
     """Take this rank's part of what `whole_optimizer_state` gave, by any strategy."""
     state: dict = saved["state"]
     groups = saved["param_groups"]
     if isinstance(parallel, Pipeline):
         places = own_places(parallel)
         state = {own: state[place] for own, place in enumerate(places) if place in state}
-        groups = [groups[0] | {"params": list(range(len(places)))}]
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own_parameters = list(range(len(places)))
+        groups = [groups[0] | {"params": own_parameters}]
+    trained = optimizer.param_groups[0]["params"]
     own_state = {}
     for index, entry in state.items():
         parameter = trained[index]
@@ -147,5 +158,10 @@ def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
         return value
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        return distribute_tensor(
+            value.contiguous(),
+            parameter.device_mesh,
+            parameter.placements,
+        )
+    moment = torch.empty_like(parameter, dtype=value.dtype)
+    return moment.copy_(value)

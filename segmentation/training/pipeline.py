@@ -31,8 +31,22 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
         first, *others = model.encoder.stages
         return [[model.normalise, first], *([stage] for stage in others)]
     e = model.encoder
-    first_level = [model.normalise, e.conv1, e.bn1, nn.ReLU()]
-    return [first_level, [e.maxpool, e.layer1], [e.layer2], [e.layer3], [e.layer4]]
+    return [
+        [model.normalise, e.conv1, e.bn1, nn.ReLU()],
+        [e.maxpool, e.layer1],
+        [e.layer2],
+        [e.layer3],
+        [e.layer4],
+    ]
+
+
+def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
+    """N x C x H x W -> the same form. A Stage of SegFormer works on N x H x W x C."""
+    if not isinstance(layer, Stage):
+        return layer(x)
+    draws = iter(draw_depth(layer, keys, x))
+    x = layer(x.permute(0, 2, 3, 1), draws)
+    return x.permute(0, 3, 1, 2)
 
 
 class Part(nn.Module):
@@ -43,21 +57,19 @@ class Part(nn.Module):
 
     def __init__(self, levels: list[list[nn.Module]], amp: bool):
         super().__init__()
-        self.levels, self.amp = levels, amp
+        self.levels = levels
+        self.amp = amp
         self.layers = nn.ModuleList(layer for level in levels for layer in level)
 
     def forward(self, *maps: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         dtype = maps[0].dtype
-        with torch.autocast(maps[0].device.type, torch.bfloat16, enabled=self.amp):
+        device = maps[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.amp):
             for level in self.levels:
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
-                    if isinstance(layer, Stage):
-                        draws = iter(draw_depth(layer, keys, x))
-                        x = layer(x.permute(0, 2, 3, 1), draws).permute(0, 3, 1, 2)
-                    else:
-                        x = layer(x)
-                maps = (*maps, x)
+                    x = run_layer(layer, x, keys)
+                maps += (x,)
         if rank() == 0:
             maps = maps[1:]  # without the image
         return tuple(x.to(dtype).contiguous() for x in maps)
@@ -100,25 +112,33 @@ class LastPart(nn.Module):
 
     def __init__(self, model: Single, part: Part, criterion: nn.Module):
         super().__init__()
-        self.part, self.criterion, self.arrived = part, criterion, Arrived()
+        self.part = part
+        self.criterion = criterion
+        self.arrived = Arrived()
         self.head = copy.copy(model)  # shares the decoder and the way to the logits
-        instead = {"normalise": nn.Identity(), "encoder": self.arrived}
-        self.head._modules = {**model._modules, **instead}
+        self.head._modules = {
+            **model._modules,
+            "normalise": nn.Identity(),
+            "encoder": self.arrived,
+        }
 
-    def begin(self, image: Tensor, mask: Tensor, keys: Tensor, micro_batches: int) -> None:
-        self.batch, self.micro_batches = (image, mask, keys), micro_batches
+    def begin(self, image: Tensor, mask: Tensor, keys: Tensor) -> None:
+        self.batch = image, mask, keys
         self.leaves: list[list[Tensor]] = []
 
     def forward(self, *maps: Tensor, keys: Tensor) -> Tensor:
         maps = self.part(*maps, keys=keys)
-        self.leaves.append([x.detach().requires_grad_() for x in maps])
-        if len(self.leaves) == self.micro_batches:
+        leaves = [x.detach().requires_grad_() for x in maps]
+        self.leaves.append(leaves)
+        arrived = sum(len(first) for first, *_ in self.leaves)
+        if arrived == len(self.batch[0]):
             self.loss = self.complete(*self.batch)
-        return HandBack.apply(self.leaves[-1], *maps)
+        return HandBack.apply(leaves, *maps)
 
     def complete(self, image: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         """The loss of the whole batch, its gradients in the leaves and in the decoder."""
-        self.arrived.maps = [torch.cat(parts) for parts in zip(*self.leaves, strict=True)]
+        levels = zip(*self.leaves, strict=True)
+        self.arrived.maps = [torch.cat(parts) for parts in levels]
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.part.amp):
             logits = self.head(image, keys)
         with alone():  # the other ranks have no share of this sum
@@ -135,7 +155,13 @@ class Pipeline:
     ranks then work one after another. BadInput for a model that cannot be cut like this.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, criterion: nn.Module, amp: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        criterion: nn.Module,
+        amp: bool,
+    ):
         if not isinstance(model, Single):
             raise BadInput("--parallel pipeline is for one model, not uformer: use ddp or fsdp")
         if not all(parameter.requires_grad for parameter in model.parameters()):
@@ -144,23 +170,28 @@ class Pipeline:
                 "leave --freeze-encoder out, or use ddp or fsdp"
             )
         levels = encoder_levels(model)
-        pieces, ranks = len(levels) + 1, world_size()  # the decoder is the last piece
+        pieces = len(levels) + 1  # the decoder is the last
+        ranks = world_size()
         if ranks > pieces:
             raise BadInput(
                 f"--parallel pipeline has {pieces} parts for {ranks} ranks: "
                 f"use at most {pieces} ranks"
             )
         cuts = [r * pieces // ranks for r in range(ranks + 1)]
+        first, end = cuts[rank() : rank() + 2]
         self.model = model
-        self.device, last = device, rank() == ranks - 1
-        self.first_level, self.end = cuts[rank()], min(cuts[rank() + 1], len(levels))
-        self.part = Part(levels[self.first_level : self.end], amp)
-        self.last = LastPart(model, self.part, criterion) if last else None
-        before_last = nn.ModuleList(layer for level in levels[: cuts[-2]] for layer in level)
-        self.splits = not any(isinstance(m, nn.BatchNorm2d) for m in before_last.modules())
-        for layers in levels[: self.first_level] + levels[self.end :]:
-            nn.ModuleList(layers).to("meta")
-        if not last:
+        self.device = device
+        self.first_level = first
+        self.end = end
+        self.part = Part(levels[first:end], amp)
+        self.last = LastPart(model, self.part, criterion) if end == pieces else None
+        before_last = Part(levels[: cuts[-2]], amp).modules()
+        has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in before_last)
+        self.splits = not has_batchnorm
+        # The whole encoder, to compute shapes with.
+        self.without_memory = copy.deepcopy(model.encoder).to("meta").eval()
+        Part(levels[:first] + levels[end:], amp).to("meta")
+        if not self.last:
             for name, child in model.named_children():
                 if name not in ("normalise", "encoder"):
                     child.to("meta")
@@ -181,52 +212,49 @@ class Pipeline:
         """
         if image.shape != self.shape:
             self.shape = image.shape
-            self.schedule, self.micro_batches = self.plan(image)
+            self.schedule = self.plan(image)
         loss = image.new_zeros(())
         if self.last:
-            self.last.begin(image, mask, keys, self.micro_batches)
+            self.last.begin(image, mask, keys)
         inputs = [image] if rank() == 0 else []
-        self.schedule.step(*inputs, keys=keys, target=mask if self.last else None)
+        target = mask if self.last else None
+        self.schedule.step(*inputs, keys=keys, target=target)
         if self.last:
             loss = self.last.loss.to(loss)
         dist.broadcast(loss, world_size() - 1)
         return loss
 
-    def plan(self, image: Tensor) -> tuple[ScheduleGPipe, int]:
-        """The schedule for batches of this shape, and its number of micro-batches.
-
-        The number divides the batch.
-        """
-        N, C, H, W = image.shape
-        most = MICRO_BATCHES_PER_RANK * world_size() if self.splits else 1
-        count = next(m for m in range(min(most, N), 0, -1) if N % m == 0)
+    def plan(self, image: Tensor) -> ScheduleGPipe:
+        """The schedule for batches of this shape, which its number of micro-batches divides."""
+        N = len(image)
+        most = min(N, MICRO_BATCHES_PER_RANK * world_size()) if self.splits else 1
+        count = next(m for m in range(most, 0, -1) if N % m == 0)
         size = N // count
-        batches = f"{count} micro-batch{'es' if count > 1 else ''} of {size} images"
+        ending = "es" if count > 1 else ""
         reason = "" if self.splits else ": the encoder's BatchNorm needs the whole batch at once"
-        say(f"pipeline: {batches}{reason}")
+        say(f"pipeline: {count} micro-batch{ending} of {size} images{reason}")
         # Tensors without memory tell the schedule the shapes between the parts.
-        image = image.new_empty(size, C, H, W, device="meta")
-        maps = []
-        channels = self.model.encoder.channels
-        stride = 64 >> len(channels)  # of the first map; the last has 32
-        for c in channels:
-            shape = size, c, -(-H // stride), -(-W // stride)
-            maps.append(image.new_empty(shape).requires_grad_())
-            stride *= 2
-        outputs = image.new_empty(1).requires_grad_() if self.last else tuple(maps[: self.end])
+        image = torch.empty_like(image[:size], device="meta")
+        shapes = [x.shape for x in self.without_memory(image)]
+        maps = [image.new_empty(shape).requires_grad_() for shape in shapes]
+        inputs = maps[: self.first_level] or [image]
+        outputs = maps[: self.end]
+        if self.last:
+            outputs = [image.new_empty(1).requires_grad_()]  # a dummy loss
         stage = PipelineStage(
             self.last or self.part,
             rank(),
             world_size(),
             self.device,
-            input_args=(image,) if rank() == 0 else tuple(maps[: self.first_level]),
-            output_args=outputs,
+            input_args=tuple(inputs),
+            output_args=tuple(outputs),
         )
-
-        def own_loss(output: Tensor, _: Tensor) -> Tensor:
-            return output.sum()
-
-        return ScheduleGPipe(stage, count, loss_fn=own_loss, scale_grads=False), count
+        return ScheduleGPipe(
+            stage,
+            count,
+            loss_fn=lambda dummy_loss, _: dummy_loss.sum(),
+            scale_grads=False,
+        )
 
 
 def own_places(pipeline: Pipeline) -> list[int]:

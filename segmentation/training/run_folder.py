@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,15 +83,13 @@ def write_checkpoint(path: Path, checkpoint: dict) -> bool:
 
     RuntimeError instead of a checkpoint whose weights are not numbers.
     """
-    failed, not_numbers = False, False
+    has_nan = failed = False
     if rank() == 0:
         spoilt = [weight.isnan().any() for weight in checkpoint["model"].values()]
-        not_numbers = bool(torch.stack(spoilt).any())
-        if not not_numbers:
-            failed = not try_write(path, lambda: save_checkpoint(path, checkpoint))
-    flags = all_reduce_sum(torch.tensor([int(failed), int(not_numbers)]))
-    failed, not_numbers = flags.bool().tolist()
-    if not_numbers:
+        has_nan = bool(torch.stack(spoilt).any())  # one look, because each waits for the device
+        failed = not has_nan and not try_write(path, save_checkpoint, checkpoint)
+    has_nan, failed = all_reduce_sum(torch.tensor([has_nan, failed]).int()).tolist()
+    if has_nan:
         raise RuntimeError(
             f"weights are no longer numbers at epoch {checkpoint['epoch'] + 1}: lower --lr; "
             f"{path.parent} keeps what was saved before"
@@ -98,10 +97,10 @@ def write_checkpoint(path: Path, checkpoint: dict) -> bool:
     return not failed
 
 
-def try_write(path: Path, write: Callable[[], None]) -> bool:
+def try_write(path: Path, write: Callable[[Path, Any], None], content: Any) -> bool:
     """Whether `write` could write the file. A full disk costs one save and is said, no more."""
     try:
-        write()
+        write(path, content)
     except OSError as error:
         reason = f"{path} not written ({error.strerror}): the one before it stays"
         print(f"warning: {reason}", file=sys.stderr, flush=True)

@@ -31,7 +31,11 @@ class AnyBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
     ) -> tuple[Tensor, ...]:
         """x: N x C x H x W, N may be 0 -> the same, normalised; all ranks' mean, variance, count.
 
@@ -42,26 +46,30 @@ class AnyBatchNorm(torch.autograd.Function):
         count = x.numel() // C
         if count:
             mean, variance = torch.batch_norm_update_stats(widened(x), None, None, 0.0)
-            mean, variance = mean.double(), variance.double()
-            sums = torch.cat((mean, variance + mean.square(), mean.new_ones(1))) * count
+            mean = mean.double()
+            square = variance.double() + mean.square()
+            sums = torch.cat((mean, square, mean.new_ones(1))) * count
         else:
-            sums = torch.zeros(2 * C + 1, dtype=torch.float64, device=x.device)
+            sums = weight.new_zeros(2 * C + 1, dtype=torch.float64)
         sums = all_reduce_sum(sums)
         total = sums[-1:]
         mean, square = (sums[:-1] / total).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
-        mean, variance, total = mean.to(weight), variance.to(weight), total.to(weight)
+        mean = mean.to(weight)
+        variance = variance.to(weight)
+        total = total.to(weight)
         ctx.save_for_backward(x, weight, mean, variance, total)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, total)
-        y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if count else x.clone()
+        y = F.batch_norm(x, mean, variance, weight, bias, eps=eps) if count else x.clone()
         return y, mean, variance, total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, total = ctx.saved_tensors
-        x, dtype = widened(x), x.dtype  # dx is rounded once, at its end
+        dtype = x.dtype
+        x = widened(x)  # dx is rounded once, at its end
         gradient = widened(gradient)
         inverse = torch.rsqrt(variance + ctx.eps)
         if x.numel():
@@ -69,12 +77,13 @@ class AnyBatchNorm(torch.autograd.Function):
             dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(gradient, x, *known)
         else:  # the kernels divide by the number of pixels
             dx = gradient.clone()
-            d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+            d_weight = torch.zeros_like(weight)
+            d_bias = torch.zeros_like(weight)
         sum_gx, sum_g = all_reduce_sum(torch.stack((d_weight, d_bias))) / total
         slope = weight * inverse.square() * sum_gx
         offset = weight * inverse * sum_g - slope * mean
-        shape = (1, -1, 1, 1)
-        dx.addcmul_(x, slope.neg().view(shape)).sub_(offset.view(shape))
+        dx.addcmul_(x, -slope[:, None, None])
+        dx.sub_(offset[:, None, None])
         return dx.to(dtype), d_weight, d_bias, None
 
 
@@ -100,12 +109,21 @@ class CudaBatchNorm(torch.autograd.Function):
         if count:
             mean, inverse = torch.batch_norm_stats(x, eps)
         else:
-            mean, inverse = torch.zeros_like(running_mean), torch.ones_like(running_mean)
-        own = torch.cat((mean, inverse, mean.new_full((1,), count or NO_PIXELS)))
+            mean = torch.zeros_like(running_mean)
+            inverse = torch.ones_like(running_mean)
+        own_count = mean.new_full((1,), count or NO_PIXELS)
+        own = torch.cat((mean, inverse, own_count))
         means, inverses, counts = all_gather_rows(own).split((C, C, 1), dim=1)
         counts = counts[:, 0]
         mean, inverse = torch.batch_norm_gather_stats_with_counts(
-            x, means, inverses, running_mean, running_var, momentum, eps, counts
+            x,
+            means,
+            inverses,
+            running_mean,
+            running_var,
+            momentum,
+            eps,
+            counts,
         )
         ctx.save_for_backward(x, weight, mean, inverse, counts.int())
         if not count:
@@ -118,7 +136,8 @@ class CudaBatchNorm(torch.autograd.Function):
         x, weight, mean, inverse, counts = ctx.saved_tensors
         if not x.numel():
             dist.all_reduce(mean.new_zeros(2, len(mean)))  # the other ranks wait for it
-            d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+            d_weight = torch.zeros_like(weight)
+            d_bias = torch.zeros_like(weight)
             return torch.empty_like(x), d_weight, d_bias, None, None, None, None
         # The kernels read memory: the gradient must lie there as x does.
         gradient = gradient.contiguous(memory_format=torch.channels_last)

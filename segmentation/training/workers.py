@@ -2,8 +2,6 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -23,16 +21,6 @@ def ignore_signals(worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals wait for the end of it; in processes started meanwhile they wait for good."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def worker_context(device: torch.device, workers: int) -> BaseContext | None:
     """On a GPU, workers are forks of a process without CUDA: forks of one with it may abort.
 
@@ -43,6 +31,8 @@ def worker_context(device: torch.device, workers: int) -> BaseContext | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
     resource_tracker.ensure_running()  # or it is started below, and lifts the mask at once
-    with signals_held():
-        forkserver.ensure_running()
+    # Here signals wait until the server runs; in the server, which inherits the mask, for good.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

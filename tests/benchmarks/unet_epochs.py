@@ -42,7 +42,7 @@ class PeerUNet(nn.Module):
 def main() -> None:
     own_start, flags = train.start_model, sys.argv[1:]
 
-    def peer_start(args: Any, data: Any, saved: Any) -> tuple[nn.Module, dict, None]:
+    def peer_start(name: str, data: Any, *_: Any) -> tuple[nn.Module, dict, None]:
         classes = len(data.classes)
         return PeerUNet(classes), {"model": "unet", "num_classes": classes}, None
 
