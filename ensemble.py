@@ -21,14 +21,15 @@ from segmentation.arguments import ensemble_arguments
 from segmentation.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input, writing
-from segmentation.evaluation.inference import Prediction
-from segmentation.evaluation.scoring import score_image, score_split, scores_of
+from segmentation.evaluation.inference import Prediction, device_of
+from segmentation.evaluation.scoring import Table, score_split, score_table, scores_of
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
 
-Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K, Tversky sums N x 3 x K
+# What is kept of a member's checkpoint: a report of the UFormer says how it was trained.
+OF_MEMBERS = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
 
 
 @out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
@@ -37,97 +38,92 @@ def main() -> None:
     device = distributed.setup(args.device)
     prepare(device, args.amp)
     announce(device, args.device)
-    how = Prediction(device, args.tile, args.flips, args.amp)
+    how = Prediction(args.tile, args.flips, args.amp)
+
+    # Members and their data
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
     check_members(args.checkpoints, metas, args.data)
     if args.out:
         distributed.first_rank_first(lambda: check_out(Path(args.out), args.checkpoints))
     data = distributed.first_rank_first(lambda: reopen_dataset(metas[0], args.data))
     members = [model.to(device) for model in models]
-    loss = metas[0]["loss"]
-    if any(meta["loss"] != loss for meta in metas):
-        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
-        distributed.say(f"all losses are those of the first: {numbers}")
+    loss = shared_loss(metas)
 
     # Weights
-    val, test = data.splits["val"], data.splits["test"]
-    ordered = sorted(val)  # by name: in a video, neighbours look alike, and halves are to differ
-    halves = [ordered[: len(val) // 2], ordered[len(val) // 2 :]]
+    folds: list[list[str]] = []
     fits: list[Fit] = []
     if not args.weights:
-        if not (val if test else halves[0]):
-            raise BadInput(
-                f"{data.root}: {len(val)} val images are too few to fit weights on: give --weights"
-            )
-        folds = [val] if test else [val, *halves]
+        folds = folds_of(data)
         fits = fit_weights(members, data, folds, how, per_class=args.per_class)
-    given = torch.tensor(args.weights) if args.weights else None
-    average, val_scores = choose_average(members, given, fits, data, how, loss)
+    average, val_scores = choose_average(members, args.weights, fits, data, how, loss)
 
     # Scores
-    names, split = (test, "test") if test else (ordered, "val")
-    tables = [score_table(member, data, names, how) for member in members]
-    if test or not fits:
-        tables.append(score_table(average, data, names, how))
-    else:
-        parts = []
-        for half, fit in zip(halves, (fits[2], fits[1]), strict=True):  # each with the other's
-            mixed = UFormer(*members, weights=fit.weights).to(device)
-            parts.append(score_table(mixed, data, half, how))
-        matrices, sums = zip(*parts, strict=True)
-        tables.append((torch.cat(matrices), torch.cat(sums)))
-    scores = [scores_of(*table, names, data.classes, **loss) for table in tables]
+    split = "test" if data.splits["test"] else "val"
+    names = data.splits["test"] or sorted(data.splits["val"])
+    tables = [score_table(member, data, names, split, how) for member in members]
+    scored = [(average, names)]
+    if len(folds) > 1:  # each half is scored with the weights fitted on the other
+        of_others = [mix(members, fit.weights) for fit in (fits[2], fits[1])]
+        scored = [*zip(of_others, folds[1:], strict=True)]
+    parts = [score_table(model, data, part, split, how) for model, part in scored]
+    matrices, sums = zip(*parts, strict=True)
+    tables.append((torch.cat(matrices), torch.cat(sums)))
+    scores = [scores_of(table, names, data.classes, **loss) for table in tables]
     if distributed.rank() != 0:
         return
 
     # What is printed and written
     labels = [*member_labels(metas), "UFormer"]
-    if not test:
-        print_split(len(val), bool(fits))
-    trained = {
-        "environment": max((meta["environment"] for meta in metas), key=gpus),
-        "seconds": sum(meta["seconds"] for meta in metas),
-        "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "members": [
-            describe_member(*each)
-            for each in zip(labels[:-1], args.checkpoints, models, metas, strict=True)
-        ],
-    }
-    print_table([*metas, trained], scores, labels, split)
+    given = vars(args) | {"model": "uformer"}
+    checkpoint = describe_average(average, val_scores, data, args.checkpoints, metas, given)
+    images = len(data.splits["val"])
+    if split == "val":
+        print_split(images, bool(fits))
+    print_table([*metas, checkpoint], scores, labels, split)
     print_classes(average.weights, scores, labels)
     if fits:
-        own = zip(labels, fits[0].members, strict=False)
-        alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
-        found = f"mIoU {val_scores['miou']:.4f} there; {alone}"
-        print(f"weights fitted on {len(val)} val images: {found}")
+        print_fit(fits[0], val_scores, labels, images)
     print_gain(tables, scores, labels)
     if args.out:
-        checkpoint = {
-            "model": average.state_dict(),
-            "config": {
-                "model": "uformer",
-                "members": [meta["config"] for meta in metas],
-                "weights": average.weights.tolist(),
-            },
-            "classes": data.classes,
-            "palette": data.palette,
-            "data": data.describe(),
-            "loss": loss,
-            "epoch": 0,
-            "history": [],
-            "scores": val_scores,
-            "args": vars(args) | {"model": "uformer"},
-            **trained,
-        }
         with writing("--out", args.out):
             save_checkpoint(args.out, checkpoint)
         print(f"written: {args.out}")
 
 
+def shared_loss(metas: tuple[dict, ...]) -> dict[str, float]:
+    """alpha and beta of the first member, and a sentence where others were trained otherwise."""
+    loss = metas[0]["loss"]
+    if any(meta["loss"] != loss for meta in metas):
+        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
+        distributed.say(f"all losses are those of the first: {numbers}")
+    return loss
+
+
+def folds_of(data: SegmentationDataset) -> list[list[str]]:
+    """Images to fit weights on: val, and each half of it where there are no test images.
+
+    BadInput if one is empty.
+    """
+    names = sorted(
+        data.splits["val"]
+    )  # in a video, neighbours look alike, and halves are to differ
+    middle = len(names) // 2
+    folds = [names] if data.splits["test"] else [names, names[:middle], names[middle:]]
+    if not all(folds):
+        raise BadInput(
+            f"{data.root}: {len(names)} val images are too few to fit weights on: give --weights"
+        )
+    return folds
+
+
+def mix(members: list[nn.Module], weights: Tensor | list[float]) -> UFormer:
+    """The average, on the device of its members."""
+    return UFormer(*members, weights=weights).to(device_of(members[0]))
+
+
 def choose_average(
     members: list[nn.Module],
-    given: Tensor | None,
+    given: list[float] | None,
     fits: list[Fit],
     data: SegmentationDataset,
     how: Prediction,
@@ -138,12 +134,11 @@ def choose_average(
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
-    trials = [given] if given is not None else [fits[0].weights, fits[0].best_member()]
-    for weights in trials:
-        average = UFormer(*members, weights=weights).to(how.device)
+    average = mix(members, given or fits[0].weights)
+    scores = score_split(average, data, "val", how, **loss)
+    if fits and (scores["miou"] or 0.0) < max(fits[0].members):
+        average = mix(members, fits[0].best_member())
         scores = score_split(average, data, "val", how, **loss)
-        if given is None and (scores["miou"] or 0.0) >= max(fits[0].members):
-            break
     return average, scores
 
 
@@ -153,7 +148,12 @@ def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None)
     folder: where the data lie now, if that was given: members may have found them elsewhere.
     """
     first = metas[0]
-    for file, meta in zip(files[1:], metas[1:], strict=True):
+    keys = ["task", "label_map", "splits"]
+    if first["data"]["root"] == "scenes":
+        keys.append("seed")
+    if not folder:
+        keys.append("root")
+    for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
             known, other = (", ".join(m["classes"]) for m in (first, meta))
@@ -168,11 +168,6 @@ def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None)
                 f"{both} were trained at {' and '.join(words)}: "
                 "train both with the same --image-size"
             )
-        keys = ["task", "label_map", "splits"]
-        if first["data"]["root"] == "scenes":
-            keys.append("seed")
-        if not folder:
-            keys.append("root")
         differ = [key for key in keys if meta["data"][key] != first["data"][key]]
         if differ == ["root"]:
             roots = f"{first['data']['root']} and {meta['data']['root']}"
@@ -194,18 +189,6 @@ def check_out(out: Path, files: list[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score_table(
-    model: nn.Module, data: SegmentationDataset, names: list[str], how: Prediction
-) -> Table:
-    """Collective: what evaluate.py counts of each image; the images are shared out over ranks."""
-    K = len(data.classes)
-    matrices = torch.zeros(len(names), K, K, dtype=torch.int64)
-    sums = torch.zeros(len(names), 3, K, dtype=torch.float64)
-    for i in range(distributed.rank(), len(names), distributed.world_size()):
-        matrices[i], sums[i] = score_image(model, data, names[i], how)
-    return distributed.all_reduce_sum(matrices), distributed.all_reduce_sum(sums)
-
-
 def member_labels(metas: tuple[dict, ...]) -> list[str]:
     """Short names of the members, numbered where a model comes twice."""
     models = [meta["config"]["model"] for meta in metas]
@@ -220,12 +203,42 @@ def gpus(environment: dict) -> int:
     return environment["ranks"] if environment["device"] == "cuda" else 0
 
 
-def describe_member(label: str, path: str, model: nn.Module, meta: dict) -> dict:
-    """What a report of the UFormer says about how a member was trained."""
-    kept = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts = {"label": label, "path": path, "parameters": parameters}
-    return facts | {key: meta[key] for key in kept}
+def describe_average(
+    average: UFormer,
+    scores: dict,
+    data: SegmentationDataset,
+    paths: list[str],
+    metas: tuple[dict, ...],
+    args: dict,
+) -> dict:
+    """The checkpoint of the average of the models at `paths`. scores: of val."""
+    members = []
+    labels = member_labels(metas)
+    for label, path, model, meta in zip(labels, paths, average.members, metas, strict=True):
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        facts = {"label": label, "path": path, "parameters": parameters}
+        members.append(facts | {key: meta[key] for key in OF_MEMBERS})
+    return {
+        "model": average.state_dict(),
+        "config": {
+            "model": "uformer",
+            "members": [meta["config"] for meta in metas],
+            "weights": average.weights.tolist(),
+        },
+        "classes": data.classes,
+        "palette": data.palette,
+        "data": data.describe(),
+        "loss": metas[0]["loss"],
+        "epoch": 0,
+        "history": [],
+        "scores": scores,
+        "args": args,
+        "environment": max((meta["environment"] for meta in metas), key=gpus),
+        "seconds": sum(meta["seconds"] for meta in metas),
+        "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "members": members,
+    }
 
 
 def print_split(images: int, fitted: bool) -> None:
@@ -252,6 +265,13 @@ def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> Non
         ious = [row["iou"][name] for row in scores]
         rows.append([name, *ious, *(f"{share:.3f}" for share in shares)])
     print(f"\n{format_table(rows)}\n")
+
+
+def print_fit(fit: Fit, scores: dict, labels: list[str], images: int) -> None:
+    """scores: of the average on the images that its weights were fitted on."""
+    own = zip(labels, fit.members, strict=False)
+    alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
+    print(f"weights fitted on {images} val images: mIoU {scores['miou']:.4f} there; {alone}")
 
 
 def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:

@@ -165,7 +165,7 @@ def main() -> None:
         share = progress.share(step, steps, recipe.epochs, clock.time_used())
         return sample_divisor(recipe, share)
 
-    how = Prediction(device, amp=args.amp)
+    how = Prediction(amp=args.amp)
     written = True
     try:
         while not progress.is_finished(recipe.epochs, args.max_minutes):

@@ -35,7 +35,6 @@ VIEWS: dict[Flips, tuple[tuple[int, ...], ...]] = {
 class Prediction:
     """How a model is shown images, in validation, evaluation, search and pictures alike.
 
-    device: where the model is and the probabilities will be; None: where its first parameter is.
     tile: side of square tiles in pixels; they overlap by a quarter or more, and their probabilities
         are averaged with tapered weights. None: the whole image, or tiles of LARGE_TILE where it
         has more than LARGEST_WHOLE pixels.
@@ -43,13 +42,15 @@ class Prediction:
     amp: bfloat16 autocast.
     """
 
-    device: torch.device | None = None
     tile: int | None = None
     flips: Flips = None
     amp: bool = False
 
     def tile_for(self, height: int, width: int) -> int | None:
         return self.tile or (LARGE_TILE if height * width > LARGEST_WHOLE else None)
+
+
+PLAIN = Prediction()
 
 
 def predict(
@@ -66,20 +67,20 @@ def predict(
             "predict takes float images of N x 3 x H x W in [0, 1], "
             f"not {image.dtype} {tuple(image.shape)}"
         )
-    how = Prediction(device_of(model), tile, flips)
+    device = device_of(model)
 
     def read(rows: slice, columns: slice) -> Tensor:
-        return image[:, :, rows, columns].to(how.device)
+        return image[:, :, rows, columns].to(device)
 
-    rows, columns = (_tiles(side, tile) for side in image.shape[2:])
-    bands = _bands(model, read, rows, columns, how)
-    return torch.cat([band.to(how.device) for _, band in bands], dim=2)
+    tiles = [_tiles(side, tile) for side in image.shape[2:]]
+    bands = _bands(model, read, tiles, Prediction(tile, flips))
+    return torch.cat([band.to(device) for _, band in bands], dim=2)
 
 
 def predict_strips(
     model: nn.Module,
     image: np.ndarray,
-    how: Prediction | None = None,
+    how: Prediction = PLAIN,
     output_size: Size | None = None,
 ) -> Strips:
     """Class probabilities of one image: (top, K x h x w float32) strips from top to bottom.
@@ -99,16 +100,15 @@ def predict_strips(
             f"predict_strips takes uint8 images of H x W x 3, not {image.dtype} {image.shape}: "
             "convert it"
         )
-    how = how or Prediction()
-    device = how.device or device_of(model)
+    device = device_of(model)
     size = image.shape[:2]
-    rows, columns = (_tiles(side, how.tile_for(*size)) for side in size)
+    tiles = [_tiles(side, how.tile_for(*size)) for side in size]
 
     def read(rows: slice, columns: slice) -> Tensor:
         window = np.array(image[rows, columns])  # a copy, because memory maps may be read-only
         return torch.from_numpy(window).to(device).permute(2, 0, 1)[None].float() / 255
 
-    bands = _bands(model, read, rows, columns, how)
+    bands = _bands(model, read, tiles, how)
     return _resize(bands, size, output_size or size, device)
 
 
@@ -152,14 +152,14 @@ def _tiles(size: int, tile: int | None) -> Tiles:
 def _bands(
     model: nn.Module,
     read: Callable[[slice, slice], Tensor],
-    rows: Tiles,
-    columns: Tiles,
+    tiles: list[Tiles],
     how: Prediction,
 ) -> Strips:
     """Averaged probabilities, a row of tiles at a time: (top, N x K x h x W).
 
-    read: rows and columns -> N x 3 x h x w of the image.
+    read: rows and columns -> N x 3 x h x w of the image. tiles: of its rows, of its columns.
     """
+    rows, columns = tiles
     if len(rows) == len(columns) == 1:
         yield 0, _probabilities(model, read(slice(None), slice(None)), how)
         return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, rank, world_size
 from ..metrics import IGNORED, class_scores, confusion_matrix
-from .inference import Prediction, device_of, predict_strips
+from .inference import PLAIN, Prediction, device_of, predict_strips
 from .scoring import LabelledImages
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
@@ -75,7 +75,7 @@ def fit_weights(
     members: Sequence[nn.Module],
     data: LabelledImages,
     folds: Sequence[Sequence[str]],
-    how: Prediction | None = None,
+    how: Prediction = PLAIN,
     *,
     per_class: bool = False,
 ) -> list[Fit]:
@@ -151,7 +151,7 @@ def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> 
 
 
 def labelled_strips(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction | None
+    model: nn.Module, data: LabelledImages, name: str, how: Prediction
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An image's labelled pixels by strips: the members' probabilities M x K x P, the labels P."""
     image, mask = data.image(name), data.mask(name)

@@ -1,6 +1,6 @@
 """The content of a report as plain rows, for HTML, CSV and the terminal alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -81,12 +81,17 @@ def image_table(entries: list[Entry]) -> list[list]:
     rows = [["image"]]
     for entry in entries:
         rows[0] += [f"mIoU {entry.label}", f"mPA {entry.label}"]
-    for images in zip(*(entry.scores["images"] for entry in entries), strict=True):
+    for images in images_side_by_side(entries):
         row = [images[0]["name"]]
         for image in images:
             row += [image["miou"], image["mpa"]]
         rows.append(row)
     return rows
+
+
+def images_side_by_side(entries: list[Entry]) -> Iterator[tuple[dict, ...]]:
+    """An image's scores by each entry, image by image: all entries have the same images."""
+    return zip(*(entry.scores["images"] for entry in entries), strict=True)
 
 
 def comparison_table(entries: list[Entry]) -> list[list]:
@@ -106,10 +111,8 @@ def comparison_table(entries: list[Entry]) -> list[list]:
 
 def miou_of_images(entries: list[Entry]) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
-    columns = []
-    for entry in entries:
-        columns.append({image["name"]: image["miou"] for image in entry.scores["images"]})
-    return {name: [column[name] for column in columns] for name in columns[0]}
+    rows = images_side_by_side(entries)
+    return {images[0]["name"]: [image["miou"] for image in images] for images in rows}
 
 
 def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
