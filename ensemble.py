@@ -63,8 +63,8 @@ def main() -> None:
     tables = [score_table(member, data, names, split, how) for member in members]
     scored = [(average, names)]
     if len(folds) > 1:  # each half is scored with the weights fitted on the other
-        of_others = [mix(members, fit.weights) for fit in (fits[2], fits[1])]
-        scored = [*zip(of_others, folds[1:], strict=True)]
+        first, second = (mix(members, fit.weights) for fit in fits[1:])
+        scored = [(second, folds[1]), (first, folds[2])]
     parts = [score_table(model, data, part, split, how) for model, part in scored]
     matrices, sums = zip(*parts, strict=True)
     tables.append((torch.cat(matrices), torch.cat(sums)))
@@ -142,7 +142,11 @@ def choose_average(
     return average, scores
 
 
-def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None) -> None:
+def check_members(
+    files: list[str],
+    metas: tuple[dict, ...],
+    folder: str | None,
+) -> None:
     """BadInput unless all checkpoints know the same classes, and the same images in one size.
 
     folder: where the data lie now, if that was given: members may have found them elsewhere.
@@ -194,8 +198,10 @@ def member_labels(metas: tuple[dict, ...]) -> list[str]:
     models = [meta["config"]["model"] for meta in metas]
     labels = []
     for index, model in enumerate(models):
-        number = f" {models[:index].count(model) + 1}" if models.count(model) > 1 else ""
-        labels.append(f"{model}{number}")
+        label = model
+        if models.count(model) > 1:
+            label += f" {models[:index].count(model) + 1}"
+        labels.append(label)
     return labels
 
 
@@ -247,9 +253,15 @@ def print_split(images: int, fitted: bool) -> None:
     print(f"no test images: {halves if fitted else val}")
 
 
-def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: str) -> None:
+def print_table(
+    runs: list[dict],
+    scores: list[dict],
+    labels: list[str],
+    split: str,
+) -> None:
     """The deck's table: model, loss, mIoU, mPA, GPUs, training time."""
-    rows = [["model", f"{split} loss", f"{split} mIoU", f"{split} mPA", "GPUs", "training time"]]
+    measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
+    rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
         time = str(timedelta(seconds=round(run["seconds"])))
         count = str(gpus(run["environment"]))
@@ -257,27 +269,44 @@ def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: 
     print(f"\n{format_table(rows)}")
 
 
-def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> None:
+def print_classes(
+    weights: Tensor,
+    scores: list[dict],
+    labels: list[str],
+) -> None:
     """A row a class: the IoU of each model, then the weight of each member."""
-    rows = [["class IoU", *labels, *(f"{label} weight" for label in labels[:-1])]]
-    columns = weights.expand(-1, len(scores[0]["iou"])).T.tolist()
-    for name, shares in zip(scores[0]["iou"], columns, strict=True):
+    heads = [f"{label} weight" for label in labels[:-1]]
+    rows = [["class IoU", *labels, *heads]]
+    classes = scores[0]["iou"]
+    columns = weights.expand(-1, len(classes)).T.tolist()
+    for name, shares in zip(classes, columns, strict=True):
         ious = [row["iou"][name] for row in scores]
-        rows.append([name, *ious, *(f"{share:.3f}" for share in shares)])
+        texts = [f"{share:.3f}" for share in shares]
+        rows.append([name, *ious, *texts])
     print(f"\n{format_table(rows)}\n")
 
 
-def print_fit(fit: Fit, scores: dict, labels: list[str], images: int) -> None:
+def print_fit(
+    fit: Fit,
+    scores: dict,
+    labels: list[str],
+    images: int,
+) -> None:
     """scores: of the average on the images that its weights were fitted on."""
     own = zip(labels, fit.members, strict=False)
     alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
     print(f"weights fitted on {images} val images: mIoU {scores['miou']:.4f} there; {alone}")
 
 
-def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:
+def print_gain(
+    tables: list[Table],
+    scores: list[dict],
+    labels: list[str],
+) -> None:
     """The gain in mIoU over the best member on these images, and whether chance explains it."""
-    best = max(range(len(tables) - 1), key=lambda m: scores[m]["miou"] or 0.0)
-    gain, low, high = gain_interval(tables[-1][0], tables[best][0])
+    *members, average = [matrices for matrices, _ in tables]
+    best = max(range(len(members)), key=lambda m: scores[m]["miou"] or 0.0)
+    gain, low, high = gain_interval(average, members[best])
     verdict = "no gain: the interval covers zero"
     if low > 0:
         verdict = "a gain"
@@ -286,7 +315,7 @@ def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> No
     print(
         f"mIoU {gain:+.4f} over {labels[best]}, the best member; "
         f"95 % interval {low:+.4f} to {high:+.4f} "
-        f"(paired bootstrap, {RESAMPLES:,} resamples of {len(tables[-1][0])} images): {verdict}"
+        f"(paired bootstrap, {RESAMPLES:,} resamples of {len(average)} images): {verdict}"
     )
 
 

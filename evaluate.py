@@ -152,7 +152,7 @@ def short_names(paths: list[str]) -> list[str]:
     for names in (runs, longer):
         if len(set(names)) == len(paths) and all(names):
             return names
-    return list(paths)
+    return paths
 
 
 def draw_example(

@@ -105,7 +105,10 @@ def scores_of(
 
 
 def score_image(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction
+    model: nn.Module,
+    data: LabelledImages,
+    name: str,
+    how: Prediction,
 ) -> tuple[Tensor, Tensor]:
     """One image's confusion matrix (K x K int64) and Tversky sums (3 x K float64), on the CPU."""
     K = len(data.classes)
@@ -113,10 +116,19 @@ def score_image(
     matrix = torch.zeros(K, K, dtype=torch.int64)
     sums = torch.zeros(3, K, dtype=torch.float64)
     for top, probability in predict_strips(model, image, how, mask.shape[:2]):
-        rows = mask[top : top + probability.shape[1]]
-        target = torch.tensor(rows, dtype=torch.int64, device=probability.device)
+        target = target_of(mask, top, probability)
         matrix += confusion_matrix(probability.argmax(0), target, K).cpu()
         valid = (target != IGNORED)[None, None]
         label = torch.where(valid, target, 0)
         sums += tversky_sums(probability[None] * valid, label, valid).cpu().double()
     return matrix, sums
+
+
+def target_of(
+    mask: np.ndarray,
+    top: int,
+    strip: Tensor,
+) -> Tensor:
+    """The labels of a strip of `predict_strips`, int64 h x w, where the strip is."""
+    rows = mask[top : top + strip.shape[1]]
+    return torch.tensor(rows, dtype=torch.int64, device=strip.device)
