@@ -160,7 +160,8 @@ def check_members(
     for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
-            known, other = (", ".join(m["classes"]) for m in (first, meta))
+            known = ", ".join(first["classes"])
+            other = ", ".join(meta["classes"])
             raise BadInput(
                 f"{files[0]} knows {known}, but {file} {other}: "
                 "give checkpoints of the same classes"
@@ -168,9 +169,9 @@ def check_members(
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
             words = ["{} x {}".format(*size) if size else "the images' own size" for size in sizes]
+            trained = " and ".join(words)
             raise BadInput(
-                f"{both} were trained at {' and '.join(words)}: "
-                "train both with the same --image-size"
+                f"{both} were trained at {trained}: train both with the same --image-size"
             )
         differ = [key for key in keys if meta["data"][key] != first["data"][key]]
         if differ == ["root"]:
@@ -263,7 +264,8 @@ def print_table(
     measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
     rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
-        time = str(timedelta(seconds=round(run["seconds"])))
+        seconds = round(run["seconds"])
+        time = str(timedelta(seconds=seconds))
         count = str(gpus(run["environment"]))
         rows.append([label, row["loss"], row["miou"], row["mpa"], count, time])
     print(f"\n{format_table(rows)}")

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
@@ -69,7 +68,8 @@ def main() -> None:
         with writing("--out", args.out):
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
-        predict_folder(args.checkpoints[0], Path(args.images), Path(args.out), how, device)
+        model, meta = load_checkpoint(args.checkpoints[0])
+        predict_folder(model.to(device), meta, Path(args.images), Path(args.out), how)
         return
 
     # Models and their data
@@ -103,7 +103,7 @@ def main() -> None:
         for heading, names in choose_examples(entries, args.top).items():
             examples[heading] = [draw_example(name, models, sets, how) for name in names]
         where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
-        facts = facts_of(how, device, time.monotonic() - started)
+        facts = facts_of(how, environment(device), time.monotonic() - started)
         with writing("--out", args.out):
             write_report(Path(args.out), entries, examples, where=where, evaluation=facts)
         print(f"report in {Path(args.out) / 'report.html'}")
@@ -173,9 +173,8 @@ def draw_example(
     return Example(name, pictures)
 
 
-def facts_of(how: Prediction, device: torch.device, seconds: float) -> dict[str, str]:
-    """What a report says of this evaluation."""
-    machine = environment(device)
+def facts_of(how: Prediction, machine: dict, seconds: float) -> dict[str, str]:
+    """What a report says of this evaluation. machine: its `environment`."""
     tiles = f"tiles of {how.tile}" if how.tile else "whole, very large images in tiles"
     flips = {
         None: "",
@@ -213,19 +212,17 @@ def print_scores(scores: dict, split: str, name: str) -> None:
 
 
 def predict_folder(
-    checkpoint: str,
+    model: nn.Module,
+    meta: dict,
     images: Path,
     out: Path,
     how: Prediction,
-    device: torch.device,
 ) -> None:
     """Class indices, overlay and confidence of each image as PNG, a printed line for each.
 
     Each rank takes its share of the images. BadInput at the end if some were bad; the others are
     predicted.
     """
-    model, meta = load_checkpoint(checkpoint)
-    model.to(device)
     paths = find_images(images)
     for kind in ("labels", "overlay", "confidence"):
         with writing("--out", out / kind):

@@ -52,7 +52,7 @@ class Prediction:
         return self.tile or (LARGE_TILE if height * width > LARGEST_WHOLE else None)
 
 
-PLAIN = Prediction()
+PLAIN = Prediction()  # whole images, or large ones in tiles; one view, in float32
 
 
 def predict(

@@ -194,7 +194,8 @@ def matrices_of_averages(
     matrices = []
     for weights in candidates:
         average = torch.tensordot(weights, probability, 1)  # K x P
-        matrices.append(agreed + confusion_matrix(average.argmax(0), label, K))
+        counts = confusion_matrix(average.argmax(0), label, K)
+        matrices.append(agreed + counts)
     return torch.stack(matrices)
 
 

@@ -16,7 +16,9 @@ class Entry:
 
 
 def format_score(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
+    if value is None:
+        return "absent"
+    return f"{value:.4f}"
 
 
 def format_table(rows: list[list]) -> str:
@@ -47,6 +49,7 @@ def index_of_best(values: Sequence, best: Callable = max) -> int | None:
 def score_table(entries: list[Entry]) -> list[list]:
     """Rows of: measure, what it means, a value for each entry."""
     loss = entries[0].meta["loss"]
+    tversky = f"Tversky {loss['alpha']:g} / {loss['beta']:g}"
     ious = [list(entry.scores["iou"].values()) for entry in entries]
     classes = len(ious[0])
     present = [str(classes - values.count(None)) for values in ious]
@@ -59,7 +62,7 @@ def score_table(entries: list[Entry]) -> list[list]:
         "pixel accuracy": "share of the pixels that are right",
         "image mIoU": "IoU of each image, mean over images for each class, then over classes",
         "image mPA": "accuracy of each image, averaged in the same way",
-        "loss": f"Tversky {loss['alpha']:g} / {loss['beta']:g}, one loss over all pixels",
+        "loss": f"{tversky}, one loss over all pixels",
     }
     labels = [entry.label for entry in entries]
     rows: list[list] = [["measure", "meaning", *labels]]
@@ -82,8 +85,9 @@ def class_table(entries: list[Entry]) -> list[list]:
     pixels = [sum(row) for row in scores["confusion"]]
     total = sum(pixels) or 1
     for name, count in zip(scores["iou"], pixels, strict=True):
+        share = count / total
         values = [column[name] for column in columns.values()]
-        rows.append([name, count / total, *values])
+        rows.append([name, share, *values])
     return rows
 
 
@@ -113,7 +117,8 @@ def comparison_table(entries: list[Entry]) -> list[list]:
     fewest = min(filter(None, pixels), default=0)
     rarest = pixels.index(fewest)
     name = list(first["iou"])[rarest]
-    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
+    recall = f"{name}: recall"
+    rows: list[list] = [["", "mIoU", "mPA", recall, "precision"]]
     for entry in entries:
         scores = entry.scores
         predicted = [row[rarest] for row in scores["confusion"]]
