@@ -21,14 +21,15 @@ from segmentation.arguments import ensemble_arguments
 from segmentation.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input, writing
-from segmentation.evaluation.inference import Prediction
-from segmentation.evaluation.scoring import score_image, score_split, scores_of
+from segmentation.evaluation.inference import Prediction, device_of
+from segmentation.evaluation.scoring import Table, score_split, score_table, scores_of
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
 
-Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K, Tversky sums N x 3 x K
+# What is kept of a member's checkpoint: a report of the UFormer says how it was trained.
+OF_MEMBERS = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
 
 
 @out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
@@ -37,97 +38,92 @@ def main() -> None:
     device = distributed.setup(args.device)
     prepare(device, args.amp)
     announce(device, args.device)
-    how = Prediction(device, args.tile, args.flips, args.amp)
+    how = Prediction(args.tile, args.flips, args.amp)
+
+    # Members and their data
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
     check_members(args.checkpoints, metas, args.data)
     if args.out:
         distributed.first_rank_first(lambda: check_out(Path(args.out), args.checkpoints))
     data = distributed.first_rank_first(lambda: reopen_dataset(metas[0], args.data))
     members = [model.to(device) for model in models]
-    loss = metas[0]["loss"]
-    if any(meta["loss"] != loss for meta in metas):
-        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
-        distributed.say(f"all losses are those of the first: {numbers}")
+    loss = shared_loss(metas)
 
     # Weights
-    val, test = data.splits["val"], data.splits["test"]
-    ordered = sorted(val)  # by name: in a video, neighbours look alike, and halves are to differ
-    halves = [ordered[: len(val) // 2], ordered[len(val) // 2 :]]
+    folds: list[list[str]] = []
     fits: list[Fit] = []
     if not args.weights:
-        if not (val if test else halves[0]):
-            raise BadInput(
-                f"{data.root}: {len(val)} val images are too few to fit weights on: give --weights"
-            )
-        folds = [val] if test else [val, *halves]
+        folds = folds_of(data)
         fits = fit_weights(members, data, folds, how, per_class=args.per_class)
-    given = torch.tensor(args.weights) if args.weights else None
-    average, val_scores = choose_average(members, given, fits, data, how, loss)
+    average, val_scores = choose_average(members, args.weights, fits, data, how, loss)
 
     # Scores
-    names, split = (test, "test") if test else (ordered, "val")
-    tables = [score_table(member, data, names, how) for member in members]
-    if test or not fits:
-        tables.append(score_table(average, data, names, how))
-    else:
-        parts = []
-        for half, fit in zip(halves, (fits[2], fits[1]), strict=True):  # each with the other's
-            mixed = UFormer(*members, weights=fit.weights).to(device)
-            parts.append(score_table(mixed, data, half, how))
-        matrices, sums = zip(*parts, strict=True)
-        tables.append((torch.cat(matrices), torch.cat(sums)))
-    scores = [scores_of(*table, names, data.classes, **loss) for table in tables]
+    split = "test" if data.splits["test"] else "val"
+    names = data.splits["test"] or sorted(data.splits["val"])
+    tables = [score_table(member, data, names, split, how) for member in members]
+    scored = [(average, names)]
+    if len(folds) > 1:  # each half is scored with the weights fitted on the other
+        first, second = (mix(members, fit.weights) for fit in fits[1:])
+        scored = [(second, folds[1]), (first, folds[2])]
+    parts = [score_table(model, data, part, split, how) for model, part in scored]
+    matrices, sums = zip(*parts, strict=True)
+    tables.append((torch.cat(matrices), torch.cat(sums)))
+    scores = [scores_of(table, names, data.classes, **loss) for table in tables]
     if distributed.rank() != 0:
         return
 
     # What is printed and written
     labels = [*member_labels(metas), "UFormer"]
-    if not test:
-        print_split(len(val), bool(fits))
-    trained = {
-        "environment": max((meta["environment"] for meta in metas), key=gpus),
-        "seconds": sum(meta["seconds"] for meta in metas),
-        "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "members": [
-            describe_member(*each)
-            for each in zip(labels[:-1], args.checkpoints, models, metas, strict=True)
-        ],
-    }
-    print_table([*metas, trained], scores, labels, split)
+    given = vars(args) | {"model": "uformer"}
+    checkpoint = describe_average(average, val_scores, data, args.checkpoints, metas, given)
+    images = len(data.splits["val"])
+    if split == "val":
+        print_split(images, bool(fits))
+    print_table([*metas, checkpoint], scores, labels, split)
     print_classes(average.weights, scores, labels)
     if fits:
-        own = zip(labels, fits[0].members, strict=False)
-        alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
-        found = f"mIoU {val_scores['miou']:.4f} there; {alone}"
-        print(f"weights fitted on {len(val)} val images: {found}")
+        print_fit(fits[0], val_scores, labels, images)
     print_gain(tables, scores, labels)
     if args.out:
-        checkpoint = {
-            "model": average.state_dict(),
-            "config": {
-                "model": "uformer",
-                "members": [meta["config"] for meta in metas],
-                "weights": average.weights.tolist(),
-            },
-            "classes": data.classes,
-            "palette": data.palette,
-            "data": data.describe(),
-            "loss": loss,
-            "epoch": 0,
-            "history": [],
-            "scores": val_scores,
-            "args": vars(args) | {"model": "uformer"},
-            **trained,
-        }
         with writing("--out", args.out):
             save_checkpoint(args.out, checkpoint)
         print(f"written: {args.out}")
 
 
+def shared_loss(metas: tuple[dict, ...]) -> dict[str, float]:
+    """alpha and beta of the first member, and a sentence where others were trained otherwise."""
+    loss = metas[0]["loss"]
+    if any(meta["loss"] != loss for meta in metas):
+        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
+        distributed.say(f"all losses are those of the first: {numbers}")
+    return loss
+
+
+def folds_of(data: SegmentationDataset) -> list[list[str]]:
+    """Images to fit weights on: val, and each half of it where there are no test images.
+
+    BadInput if one is empty.
+    """
+    names = sorted(
+        data.splits["val"]
+    )  # in a video, neighbours look alike, and halves are to differ
+    middle = len(names) // 2
+    folds = [names] if data.splits["test"] else [names, names[:middle], names[middle:]]
+    if not all(folds):
+        raise BadInput(
+            f"{data.root}: {len(names)} val images are too few to fit weights on: give --weights"
+        )
+    return folds
+
+
+def mix(members: list[nn.Module], weights: Tensor | list[float]) -> UFormer:
+    """The average, on the device of its members."""
+    return UFormer(*members, weights=weights).to(device_of(members[0]))
+
+
 def choose_average(
     members: list[nn.Module],
-    given: Tensor | None,
+    given: list[float] | None,
     fits: list[Fit],
     data: SegmentationDataset,
     how: Prediction,
@@ -138,25 +134,34 @@ def choose_average(
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
-    trials = [given] if given is not None else [fits[0].weights, fits[0].best_member()]
-    for weights in trials:
-        average = UFormer(*members, weights=weights).to(how.device)
+    average = mix(members, given or fits[0].weights)
+    scores = score_split(average, data, "val", how, **loss)
+    if fits and (scores["miou"] or 0.0) < max(fits[0].members):
+        average = mix(members, fits[0].best_member())
         scores = score_split(average, data, "val", how, **loss)
-        if given is None and (scores["miou"] or 0.0) >= max(fits[0].members):
-            break
     return average, scores
 
 
-def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None) -> None:
+def check_members(
+    files: list[str],
+    metas: tuple[dict, ...],
+    folder: str | None,
+) -> None:
     """BadInput unless all checkpoints know the same classes, and the same images in one size.
 
     folder: where the data lie now, if that was given: members may have found them elsewhere.
     """
     first = metas[0]
-    for file, meta in zip(files[1:], metas[1:], strict=True):
+    keys = ["task", "label_map", "splits"]
+    if first["data"]["root"] == "scenes":
+        keys.append("seed")
+    if not folder:
+        keys.append("root")
+    for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
-            known, other = (", ".join(m["classes"]) for m in (first, meta))
+            known = ", ".join(first["classes"])
+            other = ", ".join(meta["classes"])
             raise BadInput(
                 f"{files[0]} knows {known}, but {file} {other}: "
                 "give checkpoints of the same classes"
@@ -164,15 +169,10 @@ def check_members(files: list[str], metas: tuple[dict, ...], folder: str | None)
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
             words = ["{} x {}".format(*size) if size else "the images' own size" for size in sizes]
+            trained = " and ".join(words)
             raise BadInput(
-                f"{both} were trained at {' and '.join(words)}: "
-                "train both with the same --image-size"
+                f"{both} were trained at {trained}: train both with the same --image-size"
             )
-        keys = ["task", "label_map", "splits"]
-        if first["data"]["root"] == "scenes":
-            keys.append("seed")
-        if not folder:
-            keys.append("root")
         differ = [key for key in keys if meta["data"][key] != first["data"][key]]
         if differ == ["root"]:
             roots = f"{first['data']['root']} and {meta['data']['root']}"
@@ -194,25 +194,15 @@ def check_out(out: Path, files: list[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score_table(
-    model: nn.Module, data: SegmentationDataset, names: list[str], how: Prediction
-) -> Table:
-    """Collective: what evaluate.py counts of each image; the images are shared out over ranks."""
-    K = len(data.classes)
-    matrices = torch.zeros(len(names), K, K, dtype=torch.int64)
-    sums = torch.zeros(len(names), 3, K, dtype=torch.float64)
-    for i in range(distributed.rank(), len(names), distributed.world_size()):
-        matrices[i], sums[i] = score_image(model, data, names[i], how)
-    return distributed.all_reduce_sum(matrices), distributed.all_reduce_sum(sums)
-
-
 def member_labels(metas: tuple[dict, ...]) -> list[str]:
     """Short names of the members, numbered where a model comes twice."""
     models = [meta["config"]["model"] for meta in metas]
     labels = []
     for index, model in enumerate(models):
-        number = f" {models[:index].count(model) + 1}" if models.count(model) > 1 else ""
-        labels.append(f"{model}{number}")
+        label = model
+        if models.count(model) > 1:
+            label += f" {models[:index].count(model) + 1}"
+        labels.append(label)
     return labels
 
 
@@ -220,12 +210,42 @@ def gpus(environment: dict) -> int:
     return environment["ranks"] if environment["device"] == "cuda" else 0
 
 
-def describe_member(label: str, path: str, model: nn.Module, meta: dict) -> dict:
-    """What a report of the UFormer says about how a member was trained."""
-    kept = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts = {"label": label, "path": path, "parameters": parameters}
-    return facts | {key: meta[key] for key in kept}
+def describe_average(
+    average: UFormer,
+    scores: dict,
+    data: SegmentationDataset,
+    paths: list[str],
+    metas: tuple[dict, ...],
+    args: dict,
+) -> dict:
+    """The checkpoint of the average of the models at `paths`. scores: of val."""
+    members = []
+    labels = member_labels(metas)
+    for label, path, model, meta in zip(labels, paths, average.members, metas, strict=True):
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        facts = {"label": label, "path": path, "parameters": parameters}
+        members.append(facts | {key: meta[key] for key in OF_MEMBERS})
+    return {
+        "model": average.state_dict(),
+        "config": {
+            "model": "uformer",
+            "members": [meta["config"] for meta in metas],
+            "weights": average.weights.tolist(),
+        },
+        "classes": data.classes,
+        "palette": data.palette,
+        "data": data.describe(),
+        "loss": metas[0]["loss"],
+        "epoch": 0,
+        "history": [],
+        "scores": scores,
+        "args": args,
+        "environment": max((meta["environment"] for meta in metas), key=gpus),
+        "seconds": sum(meta["seconds"] for meta in metas),
+        "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "members": members,
+    }
 
 
 def print_split(images: int, fitted: bool) -> None:
@@ -234,30 +254,61 @@ def print_split(images: int, fitted: bool) -> None:
     print(f"no test images: {halves if fitted else val}")
 
 
-def print_table(runs: list[dict], scores: list[dict], labels: list[str], split: str) -> None:
+def print_table(
+    runs: list[dict],
+    scores: list[dict],
+    labels: list[str],
+    split: str,
+) -> None:
     """The deck's table: model, loss, mIoU, mPA, GPUs, training time."""
-    rows = [["model", f"{split} loss", f"{split} mIoU", f"{split} mPA", "GPUs", "training time"]]
+    measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
+    rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
-        time = str(timedelta(seconds=round(run["seconds"])))
+        seconds = round(run["seconds"])
+        time = str(timedelta(seconds=seconds))
         count = str(gpus(run["environment"]))
         rows.append([label, row["loss"], row["miou"], row["mpa"], count, time])
     print(f"\n{format_table(rows)}")
 
 
-def print_classes(weights: Tensor, scores: list[dict], labels: list[str]) -> None:
+def print_classes(
+    weights: Tensor,
+    scores: list[dict],
+    labels: list[str],
+) -> None:
     """A row a class: the IoU of each model, then the weight of each member."""
-    rows = [["class IoU", *labels, *(f"{label} weight" for label in labels[:-1])]]
-    columns = weights.expand(-1, len(scores[0]["iou"])).T.tolist()
-    for name, shares in zip(scores[0]["iou"], columns, strict=True):
+    heads = [f"{label} weight" for label in labels[:-1]]
+    rows = [["class IoU", *labels, *heads]]
+    classes = scores[0]["iou"]
+    columns = weights.expand(-1, len(classes)).T.tolist()
+    for name, shares in zip(classes, columns, strict=True):
         ious = [row["iou"][name] for row in scores]
-        rows.append([name, *ious, *(f"{share:.3f}" for share in shares)])
+        texts = [f"{share:.3f}" for share in shares]
+        rows.append([name, *ious, *texts])
     print(f"\n{format_table(rows)}\n")
 
 
-def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> None:
+def print_fit(
+    fit: Fit,
+    scores: dict,
+    labels: list[str],
+    images: int,
+) -> None:
+    """scores: of the average on the images that its weights were fitted on."""
+    own = zip(labels, fit.members, strict=False)
+    alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
+    print(f"weights fitted on {images} val images: mIoU {scores['miou']:.4f} there; {alone}")
+
+
+def print_gain(
+    tables: list[Table],
+    scores: list[dict],
+    labels: list[str],
+) -> None:
     """The gain in mIoU over the best member on these images, and whether chance explains it."""
-    best = max(range(len(tables) - 1), key=lambda m: scores[m]["miou"] or 0.0)
-    gain, low, high = gain_interval(tables[-1][0], tables[best][0])
+    *members, average = [matrices for matrices, _ in tables]
+    best = max(range(len(members)), key=lambda m: scores[m]["miou"] or 0.0)
+    gain, low, high = gain_interval(average, members[best])
     verdict = "no gain: the interval covers zero"
     if low > 0:
         verdict = "a gain"
@@ -266,7 +317,7 @@ def print_gain(tables: list[Table], scores: list[dict], labels: list[str]) -> No
     print(
         f"mIoU {gain:+.4f} over {labels[best]}, the best member; "
         f"95 % interval {low:+.4f} to {high:+.4f} "
-        f"(paired bootstrap, {RESAMPLES:,} resamples of {len(tables[-1][0])} images): {verdict}"
+        f"(paired bootstrap, {RESAMPLES:,} resamples of {len(average)} images): {verdict}"
     )
 
 

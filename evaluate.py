@@ -63,30 +63,28 @@ def main() -> None:
     device = distributed.setup(args.device)
     prepare(device, args.amp)
     announce(device, args.device)
-    how = Prediction(device, args.tile, args.flips, args.amp)
+    how = Prediction(args.tile, args.flips, args.amp)
     if args.out:
         with writing("--out", args.out):
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
-        predict_folder(args.checkpoints[0], Path(args.images), Path(args.out), how)
+        model, meta = load_checkpoint(args.checkpoints[0])
+        predict_folder(model.to(device), meta, Path(args.images), Path(args.out), how)
         return
 
     # Models and their data
     started = time.monotonic()
     models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
-    sets = []
-    for meta in metas:
-        reopen = partial(reopen_dataset, meta, args.data)
-        sets.append(distributed.first_rank_first(reopen))
+    reopened = [partial(reopen_dataset, meta, args.data) for meta in metas]
+    sets = [*map(distributed.first_rank_first, reopened)]
     split = choose_split(sets[0], args.split)
     check_comparable(args.checkpoints, sets, split)
 
     # Scores
     entries = []
     labels = short_names(args.checkpoints)
-    for path, label, model, meta, data in zip(
-        args.checkpoints, labels, models, metas, sets, strict=True
-    ):
+    runs = zip(args.checkpoints, labels, models, metas, sets, strict=True)
+    for path, label, model, meta, data in runs:
         scores = score_split(model.to(device), data, split, how, **meta["loss"])
         parameters = sum(parameter.numel() for parameter in model.parameters())
         entries.append(Entry(label, path, parameters, meta, scores))
@@ -99,19 +97,24 @@ def main() -> None:
     if len(entries) > 1:
         print(format_table(comparison_table(entries)))
     if args.json:
-        by_path = {entry.path: entry.scores for entry in entries}
-        content = json.dumps(by_path if len(entries) > 1 else entries[0].scores, indent=1)
-        with writing("--json", args.json):
-            write_atomically(args.json, content.encode())
+        write_json(args.json, entries)
     if args.out:
         examples = {}
         for heading, names in choose_examples(entries, args.top).items():
             examples[heading] = [draw_example(name, models, sets, how) for name in names]
         where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
-        facts = facts_of(how, time.monotonic() - started)
+        facts = facts_of(how, environment(device), time.monotonic() - started)
         with writing("--out", args.out):
             write_report(Path(args.out), entries, examples, where=where, evaluation=facts)
         print(f"report in {Path(args.out) / 'report.html'}")
+
+
+def write_json(file: str, entries: list[Entry]) -> None:
+    """The scores of one checkpoint, or those of several by their paths."""
+    by_path = {entry.path: entry.scores for entry in entries}
+    content = json.dumps(by_path if len(entries) > 1 else entries[0].scores, indent=1)
+    with writing("--json", file):
+        write_atomically(file, content.encode())
 
 
 def choose_split(data: SegmentationDataset, split: str) -> str:
@@ -149,7 +152,7 @@ def short_names(paths: list[str]) -> list[str]:
     for names in (runs, longer):
         if len(set(names)) == len(paths) and all(names):
             return names
-    return list(paths)
+    return paths
 
 
 def draw_example(
@@ -170,10 +173,8 @@ def draw_example(
     return Example(name, pictures)
 
 
-def facts_of(how: Prediction, seconds: float) -> dict[str, str]:
-    """What a report says of this evaluation."""
-    assert how.device is not None
-    machine = environment(how.device)
+def facts_of(how: Prediction, machine: dict, seconds: float) -> dict[str, str]:
+    """What a report says of this evaluation. machine: its `environment`."""
     tiles = f"tiles of {how.tile}" if how.tile else "whole, very large images in tiles"
     flips = {
         None: "",
@@ -191,11 +192,12 @@ def facts_of(how: Prediction, seconds: float) -> dict[str, str]:
 
 
 def print_scores(scores: dict, split: str, name: str) -> None:
-    present = sum(value is not None for value in scores["iou"].values())
+    ious = scores["iou"]
+    present = sum(value is not None for value in ious.values())
     rows = {
         "loss": f"{scores['loss']:.4f}   Tversky, one loss over all pixels",
         "mIoU": f"{format_score(scores['miou'])}   of all pixels, "
-        f"over {present} of {len(scores['iou'])} classes",
+        f"over {present} of {len(ious)} classes",
         "mPA": format_score(scores["mpa"]),
         "pixel accuracy": format_score(scores["pixel_accuracy"]),
         "image mIoU": f"{format_score(scores['image_miou'])}   "
@@ -205,29 +207,33 @@ def print_scores(scores: dict, split: str, name: str) -> None:
     print(f"{name} on {len(scores['images'])} {split} images")
     for title, text in rows.items():
         print(f"{title:16}{text}")
-    classes = [[name, iou, scores["accuracy"][name]] for name, iou in scores["iou"].items()]
+    classes = [[name, iou, scores["accuracy"][name]] for name, iou in ious.items()]
     print(f"\n{format_table([['class', 'IoU', 'accuracy'], *classes])}\n", flush=True)
 
 
-def predict_folder(checkpoint: str, images: Path, out: Path, how: Prediction) -> None:
+def predict_folder(
+    model: nn.Module,
+    meta: dict,
+    images: Path,
+    out: Path,
+    how: Prediction,
+) -> None:
     """Class indices, overlay and confidence of each image as PNG, a printed line for each.
 
     Each rank takes its share of the images. BadInput at the end if some were bad; the others are
     predicted.
     """
-    model, meta = load_checkpoint(checkpoint)
-    model.to(how.device)
     paths = find_images(images)
     for kind in ("labels", "overlay", "confidence"):
         with writing("--out", out / kind):
             (out / kind).mkdir(parents=True, exist_ok=True)
-    on_terminal = sys.stdout.isatty()
+    anew = "\r\033[K" if sys.stdout.isatty() else ""  # over the line that a terminal shows
     stems = [path.stem for path in paths]
     bad: list[str] = []
     for index in range(distributed.rank(), len(paths), distributed.world_size()):
         path, place = paths[index], f"{index + 1}/{len(paths)}"
-        if on_terminal:
-            print(f"\r\033[K{place} {path.name} ...", end="", flush=True)
+        if anew:
+            print(f"{anew}{place} {path.name} ...", end="", flush=True)
         try:
             if path.stem in stems[:index]:
                 raise Unreadable("has the name of another image but for its ending; rename one")
@@ -235,8 +241,7 @@ def predict_folder(checkpoint: str, images: Path, out: Path, how: Prediction) ->
         except Unreadable as reason:
             bad.append(path.name)
             line = f"left out: {path.name} {reason}"
-        start = "\r\033[K" if on_terminal else ""
-        print(f"{start}{place} {line}", flush=True)
+        print(f"{anew}{place} {line}", flush=True)
     bad = distributed.gather(bad)
     if bad:
         raise BadInput(
@@ -281,10 +286,14 @@ def predict_file(path: Path, out: Path, model: nn.Module, meta: dict, how: Predi
         level = 1 if kind == "overlay" else 6  # photographs hardly shrink, but take long
         with writing("--out", file):
             picture.save(file, compress_level=level)
-    classes = meta["classes"]
+    return f"{path.name}  {shares_in_words(labels, meta['classes'])}"
+
+
+def shares_in_words(labels: np.ndarray, classes: list[str]) -> str:
+    """The classes' shares of the pixels, and a warning where nearly all are of one class."""
     shares = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
     order = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= 0.0005]
-    line = f"{path.name}  " + ", ".join(f"{classes[i]} {shares[i]:.1%}" for i in order)
+    line = ", ".join(f"{classes[i]} {shares[i]:.1%}" for i in order)
     if shares.max() > ONE_CLASS:
         most = classes[shares.argmax()]
         line += f"  warning: {most} is more than {ONE_CLASS:.1%} of the pixels"

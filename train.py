@@ -187,7 +187,7 @@ def main() -> None:
 
     # 8. Train.
     try:
-        how = Prediction(device, amp=args.amp)
+        how = Prediction(amp=args.amp)
         written = train_epochs(run, model, data, order, loader, criterion, how)
     except Stopped:
         run.leave_resumable()

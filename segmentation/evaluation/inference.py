@@ -15,7 +15,9 @@ from ..errors import BadInput
 from ..models.layers import SMALLEST_SIDE
 
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side
-LARGEST_WHOLE, LARGE_TILE = 2**22, 1024  # pixels of an image, and the side of its tiles beyond that
+LARGEST_WHOLE = 2**22  # pixels of an image that is shown whole
+LARGE_TILE = 1024  # side of the tiles of a larger one
+TINY = torch.finfo(torch.float32).tiny
 STRIP_VALUES = 2**22  # numbers in one strip: bounds its memory whatever the image's width
 
 Size = tuple[int, int]  # height, width
@@ -35,7 +37,6 @@ VIEWS: dict[Flips, tuple[tuple[int, ...], ...]] = {
 class Prediction:
     """How a model is shown images, in validation, evaluation, search and pictures alike.
 
-    device: where the model is and the probabilities will be; None: where its first parameter is.
     tile: side of square tiles in pixels; they overlap by a quarter or more, and their probabilities
         are averaged with tapered weights. None: the whole image, or tiles of LARGE_TILE where it
         has more than LARGEST_WHOLE pixels.
@@ -43,7 +44,6 @@ class Prediction:
     amp: bfloat16 autocast.
     """
 
-    device: torch.device | None = None
     tile: int | None = None
     flips: Flips = None
     amp: bool = False
@@ -52,8 +52,14 @@ class Prediction:
         return self.tile or (LARGE_TILE if height * width > LARGEST_WHOLE else None)
 
 
+PLAIN = Prediction()  # whole images, or large ones in tiles; one view, in float32
+
+
 def predict(
-    model: nn.Module, image: Tensor, tile: int | None = None, flips: Flips = None
+    model: nn.Module,
+    image: Tensor,
+    tile: int | None = None,
+    flips: Flips = None,
 ) -> Tensor:
     """Class probabilities of a batch of images: N x K x H x W float32, on the model's device.
 
@@ -66,20 +72,20 @@ def predict(
             "predict takes float images of N x 3 x H x W in [0, 1], "
             f"not {image.dtype} {tuple(image.shape)}"
         )
-    how = Prediction(device_of(model), tile, flips)
+    device = device_of(model)
 
     def read(rows: slice, columns: slice) -> Tensor:
-        return image[:, :, rows, columns].to(how.device)
+        return image[:, :, rows, columns].to(device)
 
-    rows, columns = (_tiles(side, tile) for side in image.shape[2:])
-    bands = _bands(model, read, rows, columns, how)
-    return torch.cat([band.to(how.device) for _, band in bands], dim=2)
+    tiles = [_tiles(side, tile) for side in image.shape[2:]]
+    bands = _bands(model, read, tiles, Prediction(tile, flips))
+    return torch.cat([band.to(device) for _, band in bands], dim=2)
 
 
 def predict_strips(
     model: nn.Module,
     image: np.ndarray,
-    how: Prediction | None = None,
+    how: Prediction = PLAIN,
     output_size: Size | None = None,
 ) -> Strips:
     """Class probabilities of one image: (top, K x h x w float32) strips from top to bottom.
@@ -99,28 +105,31 @@ def predict_strips(
             f"predict_strips takes uint8 images of H x W x 3, not {image.dtype} {image.shape}: "
             "convert it"
         )
-    how = how or Prediction()
-    device = how.device or device_of(model)
+    device = device_of(model)
     size = image.shape[:2]
-    rows, columns = (_tiles(side, how.tile_for(*size)) for side in size)
+    tiles = [_tiles(side, how.tile_for(*size)) for side in size]
 
     def read(rows: slice, columns: slice) -> Tensor:
         window = np.array(image[rows, columns])  # a copy, because memory maps may be read-only
         return torch.from_numpy(window).to(device).permute(2, 0, 1)[None].float() / 255
 
-    bands = _bands(model, read, rows, columns, how)
+    bands = _bands(model, read, tiles, how)
     return _resize(bands, size, output_size or size, device)
 
 
 def predict_labels(
-    model: nn.Module, image: np.ndarray, size: Size, how: Prediction
+    model: nn.Module,
+    image: np.ndarray,
+    size: Size,
+    how: Prediction,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and confidence of each pixel: two uint8 arrays of `size`.
 
     The confidence is 255 times the class's probability. image: uint8 H x W x 3. The strips are
     those that scores are taken from; of their floats one strip is held.
     """
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    labels = np.empty(size, np.uint8)
+    confidence = np.empty(size, np.uint8)
     for top, probability in predict_strips(model, image, how, size):
         rows = slice(top, top + probability.shape[1])
         labels[rows] = probability.argmax(0).cpu().numpy()  # max(0) could break ties in another way
@@ -141,8 +150,10 @@ def _tiles(size: int, tile: int | None) -> Tiles:
             "512 is a good choice"
         )
     tile = min(tile or size, size)
-    starts = [*range(0, size - tile, math.floor(tile * (1 - OVERLAP)) or 1), size - tile]
-    taper = torch.sin(math.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile) ** 2
+    step = math.floor(tile * (1 - OVERLAP)) or 1
+    starts = [*range(0, size - tile, step), size - tile]
+    middles = torch.arange(tile, dtype=torch.float64) + 0.5  # of the pixels
+    taper = torch.sin(math.pi * middles / tile) ** 2
     total = torch.zeros(size, dtype=torch.float64)
     for start in starts:
         total[start : start + tile] += taper
@@ -152,24 +163,26 @@ def _tiles(size: int, tile: int | None) -> Tiles:
 def _bands(
     model: nn.Module,
     read: Callable[[slice, slice], Tensor],
-    rows: Tiles,
-    columns: Tiles,
+    tiles: list[Tiles],
     how: Prediction,
 ) -> Strips:
     """Averaged probabilities, a row of tiles at a time: (top, N x K x h x W).
 
-    read: rows and columns -> N x 3 x h x w of the image.
+    read: rows and columns -> N x 3 x h x w of the image. tiles: of its rows, of its columns.
     """
+    rows, columns = tiles
     if len(rows) == len(columns) == 1:
-        yield 0, _probabilities(model, read(slice(None), slice(None)), how)
+        whole = read(slice(None), slice(None))
+        yield 0, _probabilities(model, whole, how)
         return
     height, width = (start + len(weights) for start, weights in (rows[-1], columns[-1]))
     ends = [*(top for top, _ in rows[1:]), height]
     band = torch.zeros(0)  # until the first tile tells the number of classes
     for (top, row_weights), end in zip(rows, ends, strict=True):
         for left, column_weights in columns:
+            bottom = top + len(row_weights)
             right = left + len(column_weights)
-            window = read(slice(top, top + len(row_weights)), slice(left, right))
+            window = read(slice(top, bottom), slice(left, right))
             weights = row_weights[:, None] * column_weights
             probability = _probabilities(model, window, how)
             part = probability.mul(weights.to(window.device)).cpu()
@@ -177,24 +190,27 @@ def _bands(
                 # In main memory: an accelerator holds one tile, whatever the image's size.
                 band = torch.zeros(*part.shape[:3], width)
             band[..., left:right] += part
-        yield top, band[:, :, : end - top]
+        done = end - top
+        yield top, band[:, :, :done]
         # A copy: the strip that was handed out stays.
-        band = F.pad(band[:, :, end - top :], (0, 0, 0, end - top))
+        band = F.pad(band[:, :, done:], (0, 0, 0, done))
 
 
 @torch.no_grad()  # not inference_mode: fully sharded models could not be trained on after it
 def _probabilities(model: nn.Module, image: Tensor, how: Prediction) -> Tensor:
     """N x 3 x H x W -> N x K x H x W, a mean over views. Small images repeat their last pixels."""
     height, width = image.shape[2:]
-    padding = (0, max(0, SMALLEST_SIDE - width), 0, max(0, SMALLEST_SIDE - height))
-    if any(padding):
-        image = F.pad(image, padding, mode="replicate")
+    right = max(0, SMALLEST_SIDE - width)
+    below = max(0, SMALLEST_SIDE - height)
+    if right or below:
+        image = F.pad(image, (0, right, 0, below), mode="replicate")
     views = VIEWS[how.flips]
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=how.amp)
     total = image.new_zeros(())
     with _evaluating(model), autocast:
         for axes in views:
-            total = total + model(image.flip(axes)).float().softmax(dim=1).flip(axes)
+            logits = model(image.flip(axes)).float()
+            total = total + logits.softmax(dim=1).flip(axes)
     return total[:, :, :height, :width] / len(views)
 
 
@@ -204,27 +220,35 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
     cuDNN searches the fastest kernels in training only: images have many sizes, each searched anew.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training]
     cudnn = torch.backends.cudnn
-    search, cudnn.benchmark = cudnn.benchmark, False
+    search = cudnn.benchmark
+    cudnn.benchmark = False
     model.eval()
     try:
         yield
     finally:
         cudnn.benchmark = search
-        for module, training in modes:
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
-def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> Strips:
+def _resize(
+    bands: Strips,
+    size: Size,
+    output: Size,
+    device: torch.device,
+) -> Strips:
     """Bilinear interpolation of a 1 x K x H x W map that arrives in bands: strips (top, K x h x w).
 
     They equal the rows of F.interpolate(log of the whole map, output, mode="bilinear").softmax(1).
     """
     # Positions are float32 because F.interpolate's are, and their rounding shows in the result.
     scale = torch.tensor(size[0] / output[0])
-    position = ((torch.arange(output[0]) + 0.5) * scale - 0.5).clamp(0, size[0] - 1)
-    upper, lower = position.floor().long(), position.ceil().long()
+    middles = torch.arange(output[0]) + 0.5
+    position = (middles * scale - 0.5).clamp(0, size[0] - 1)
+    upper = position.floor().long()
+    lower = position.ceil().long()
     fraction = (position - upper)[:, None]
     # Held are the rows of the map, from `first` on, that rows of the output from `start` on need.
     held = None
@@ -236,14 +260,17 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
         step = max(1, STRIP_VALUES // (band.shape[1] * output[1]))
         while start < ready:
             stop = min(start + step, ready)
-            begin, end = int(upper[start]), int(lower[stop - 1]) + 1
+            begin = int(upper[start])
+            end = int(lower[stop - 1]) + 1
             strip = held[:, :, begin - first : end - first].to(device)
             if size != output:
-                strip = strip.clamp(min=torch.finfo(torch.float32).tiny).log()  # log 0 gives NaN
+                strip = strip.clamp(min=TINY).log()  # log 0 gives NaN
                 strip = F.interpolate(strip, (end - begin, output[1]), mode="bilinear")
-                above = strip[:, :, (upper[start:stop] - begin).to(device)]
-                below = strip[:, :, (lower[start:stop] - begin).to(device)]
-                strip = torch.lerp(above, below, fraction[start:stop].to(device)).softmax(dim=1)
+                rows = slice(start, stop)
+                above = strip[:, :, (upper[rows] - begin).to(device)]
+                below = strip[:, :, (lower[rows] - begin).to(device)]
+                strip = torch.lerp(above, below, fraction[rows].to(device))
+                strip = strip.softmax(dim=1)
             yield start, strip[0]
             start = stop
         if start < output[0]:
@@ -253,5 +280,4 @@ def _resize(bands: Strips, size: Size, output: Size, device: torch.device) -> St
 
 
 def device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return next(model.parameters(), torch.empty(0)).device

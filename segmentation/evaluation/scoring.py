@@ -7,7 +7,7 @@ number of ranks.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..distributed import all_reduce_sum, rank, world_size
 from ..losses import tversky_loss, tversky_sums
 from ..metrics import IGNORED, ConfusionMatrix, confusion_matrix, image_scores
-from .inference import Prediction, predict_strips
+from .inference import PLAIN, Prediction, predict_strips
+
+Table = tuple[Tensor, Tensor]  # of N images: confusion matrices N x K x K, Tversky sums N x 3 x K
 
 
 class LabelledImages(Protocol):
@@ -37,7 +39,7 @@ def score_split(
     model: nn.Module,
     data: LabelledImages,
     split: str,
-    how: Prediction | None = None,
+    how: Prediction = PLAIN,
     *,
     alpha: float = 0.3,
     beta: float = 0.7,
@@ -49,60 +51,84 @@ def score_split(
     Collective: all ranks call it together and get the same answer. before_each: called by all ranks
     before each round of images; what it raises ends the scoring.
     """
-    names, K = data.splits[split], len(data.classes)
-    began, shown = time.monotonic(), sys.stdout.isatty() and rank() == 0
-    table = torch.zeros(len(names), K * K + 3 * K, dtype=torch.float64)
+    names = data.splits[split]
+    table = score_table(model, data, names, split, how, before_each)
+    return scores_of(table, names, data.classes, alpha, beta)
+
+
+def score_table(
+    model: nn.Module,
+    data: LabelledImages,
+    names: Sequence[str],
+    split: str,
+    how: Prediction,
+    before_each: Callable[[], object] = lambda: None,
+) -> Table:
+    """Collective: what scores are taken from, a row for each of the images `names` of a split."""
+    K = len(data.classes)
+    matrices = torch.zeros(len(names), K, K, dtype=torch.int64)
+    sums = torch.zeros(len(names), 3, K, dtype=torch.float64)
+    began = time.monotonic()
+    shown = sys.stdout.isatty() and rank() == 0
     for first in range(0, len(names), world_size()):
         before_each()
         index = first + rank()
         if shown and time.monotonic() - began > 2:
             print(f"\r\033[Kscoring {split} image {index + 1} of {len(names)}", end="", flush=True)
         if index < len(names):
-            matrix, sums = score_image(model, data, names[index], how)
-            table[index] = torch.cat((matrix.flatten(), sums.flatten()))
+            matrices[index], sums[index] = score_image(model, data, names[index], how)
     if shown:
         print("\r\033[K", end="", flush=True)
-    table = all_reduce_sum(table)
-    matrices, sums = table.view(-1, K + 3, K).split((K, 3), dim=1)
-    return scores_of(matrices.long(), sums, names, data.classes, alpha, beta)
+    return all_reduce_sum(matrices), all_reduce_sum(sums)
 
 
 def scores_of(
-    matrices: Tensor,
-    sums: Tensor,
-    names: list[str],
+    table: Table,
+    names: Sequence[str],
     classes: list[str],
     alpha: float,
     beta: float,
 ) -> dict:
-    """Confusion matrices N x K x K and Tversky sums N x 3 x K -> the scores of `score_split`."""
+    """The scores of `score_split`."""
+    matrices, sums = table
     total = ConfusionMatrix(len(classes))
     total.matrix = matrices.sum(0)
     by_image = image_scores(matrices)
-    images = []
-    for name, scores in zip(names, by_image.pop("images"), strict=True):
-        images.append({"name": name, **scores})
+    images = zip(names, by_image.pop("images"), strict=True)
     return {
         "loss": tversky_loss(sums.sum(0), alpha, beta).item(),
         **total.scores(classes),
         **by_image,
         "confusion": total.matrix.tolist(),
-        "images": images,
+        "images": [{"name": name, **scores} for name, scores in images],
     }
 
 
 def score_image(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction | None
+    model: nn.Module,
+    data: LabelledImages,
+    name: str,
+    how: Prediction,
 ) -> tuple[Tensor, Tensor]:
     """One image's confusion matrix (K x K int64) and Tversky sums (3 x K float64), on the CPU."""
     K = len(data.classes)
     image, mask = data.image(name), data.mask(name)
-    matrix, sums = torch.zeros(K, K, dtype=torch.int64), torch.zeros(3, K, dtype=torch.float64)
+    matrix = torch.zeros(K, K, dtype=torch.int64)
+    sums = torch.zeros(3, K, dtype=torch.float64)
     for top, probability in predict_strips(model, image, how, mask.shape[:2]):
-        rows = mask[top : top + probability.shape[1]]
-        target = torch.tensor(rows, dtype=torch.int64, device=probability.device)
+        target = target_of(mask, top, probability)
         matrix += confusion_matrix(probability.argmax(0), target, K).cpu()
         valid = (target != IGNORED)[None, None]
         label = torch.where(valid, target, 0)
         sums += tversky_sums(probability[None] * valid, label, valid).cpu().double()
     return matrix, sums
+
+
+def target_of(
+    mask: np.ndarray,
+    top: int,
+    strip: Tensor,
+) -> Tensor:
+    """The labels of a strip of `predict_strips`, int64 h x w, where the strip is."""
+    rows = mask[top : top + strip.shape[1]]
+    return torch.tensor(rows, dtype=torch.int64, device=strip.device)

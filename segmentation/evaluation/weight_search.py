@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, rank, world_size
 from ..metrics import IGNORED, class_scores, confusion_matrix
-from .inference import Prediction, device_of, predict_strips
-from .scoring import LabelledImages
+from .inference import PLAIN, Prediction, device_of, predict_strips
+from .scoring import LabelledImages, target_of
 
 CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
 PASSES = 6  # over the images, of the search by class
@@ -67,7 +67,8 @@ def candidate_weights(members: int) -> Tensor:
     chosen = torch.tensor(list(combinations_with_replacement(range(members), steps)))  # C x steps
     grid = nn.functional.one_hot(chosen, members).sum(1).float() / steps
     if steps % members:
-        grid = torch.cat((torch.full((1, members), 1 / members), grid))
+        equal = torch.full((1, members), 1 / members)
+        grid = torch.cat((equal, grid))
     return grid[grid.square().sum(1).argsort(stable=True)]
 
 
@@ -75,7 +76,7 @@ def fit_weights(
     members: Sequence[nn.Module],
     data: LabelledImages,
     folds: Sequence[Sequence[str]],
-    how: Prediction | None = None,
+    how: Prediction = PLAIN,
     *,
     per_class: bool = False,
 ) -> list[Fit]:
@@ -91,46 +92,53 @@ def fit_weights(
     model = SideBySide(members)
     candidates = candidate_weights(len(members)).to(device_of(model))
 
-    def measure(trials: list[Tensor] | None) -> Tensor:
+    def measure(trials: Sequence[Tensor] = ()) -> Tensor:
         """mIoU of each fold's candidates, F x C.
 
         With trials, a fold's M x K each, of each change of one class: F x K x C.
         """
-        shape = [len(candidates), K, K] if trials is None else [K, len(candidates), K, K]
+        shape = [len(candidates), K, K]
+        if trials:
+            shape = [K, *shape]
         matrices = torch.zeros(len(folds), *shape, dtype=torch.int64)
         names = sorted(set().union(*folds))
         for name in names[rank() :: world_size()]:
             inside = [index for index, fold in enumerate(folds) if name in fold]
             for probability, label in labelled_strips(model, data, name, how):
-                if trials is None:
-                    matrices[inside] += matrices_of_averages(probability, label, candidates).cpu()
+                strip = probability, label, candidates
+                if not trials:
+                    matrices[inside] += matrices_of_averages(*strip).cpu()
                     continue
                 for index in inside:
-                    strip = probability, label, candidates, trials[index]
-                    matrices[index] += matrices_of_class_changes(*strip).cpu()
-        return class_scores(all_reduce_sum(matrices))[0].nanmean(-1).nan_to_num(0)
+                    matrices[index] += matrices_of_class_changes(*strip, trials[index]).cpu()
+        ious, _ = class_scores(all_reduce_sum(matrices))
+        return ious.nanmean(-1).nan_to_num(0)
 
-    single = measure(None)
-    alone = [int((candidates[:, m] == 1).nonzero()) for m in range(len(members))]
+    single = measure()
+    alone = (candidates == 1).int().argmax(0).tolist()  # of each member: where it has all weight
+    columns = K if per_class else 1
     fits = []
     for row in single:
-        weights = candidates[row.argmax()][:, None]
+        weights = candidates[row.argmax()][:, None].repeat(1, columns)
         fits.append(Fit(weights, row.max().item(), row[alone].tolist()))
-    if per_class:
-        fits = [fit._replace(weights=fit.weights.repeat(1, K)) for fit in fits]
-        trials = [fit.weights for fit in fits]
-        for _ in range(PASSES):
-            before = trials
-            known = zip(fits, trials, measure(trials), strict=True)
-            found = [next_trial(*each, candidates) for each in known]
-            fits = [fit for fit, _ in found]
-            trials = [trial for _, trial in found]
-            if all(map(torch.equal, before, trials)):
-                break
+    trials = [fit.weights for fit in fits]
+    for _ in range(PASSES if per_class else 0):
+        before = trials
+        known = zip(fits, trials, measure(trials), strict=True)
+        found = [next_trial(*each, candidates) for each in known]
+        fits = [fit for fit, _ in found]
+        trials = [trial for _, trial in found]
+        if all(map(torch.equal, before, trials)):
+            break
     return [fit._replace(weights=fit.weights.cpu()) for fit in fits]
 
 
-def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Fit, Tensor]:
+def next_trial(
+    best: Fit,
+    trial: Tensor,
+    scores: Tensor,
+    candidates: Tensor,
+) -> tuple[Fit, Tensor]:
     """One step of coordinate ascent: the best weights known, and the next trial, M x K each.
 
     scores: K x C, the mIoU of the trial with one class's weights replaced by a candidate.
@@ -151,19 +159,26 @@ def next_trial(best: Fit, trial: Tensor, scores: Tensor, candidates: Tensor) -> 
 
 
 def labelled_strips(
-    model: nn.Module, data: LabelledImages, name: str, how: Prediction | None
+    model: nn.Module,
+    data: LabelledImages,
+    name: str,
+    how: Prediction,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An image's labelled pixels by strips: the members' probabilities M x K x P, the labels P."""
     image, mask = data.image(name), data.mask(name)
     for top, joint in predict_strips(model, image, how, mask.shape):
-        rows = mask[top : top + joint.shape[1]]
-        target = torch.tensor(rows, dtype=torch.int64, device=joint.device).flatten()
+        target = target_of(mask, top, joint).flatten()
         valid = target != IGNORED
-        probability = joint.view(-1, len(data.classes), target.numel())[:, :, valid]
+        probability = joint.view(-1, len(data.classes), target.numel())
+        probability = probability[:, :, valid]
         yield probability / probability.sum(1, keepdim=True), target[valid]
 
 
-def matrices_of_averages(probability: Tensor, label: Tensor, candidates: Tensor) -> Tensor:
+def matrices_of_averages(
+    probability: Tensor,
+    label: Tensor,
+    candidates: Tensor,
+) -> Tensor:
     """The confusion matrix of each candidate's average: C x K x K.
 
     probability: M x K x P; label: P; candidates: C x M. Where the members agree on a class, so does
@@ -171,18 +186,24 @@ def matrices_of_averages(probability: Tensor, label: Tensor, candidates: Tensor)
     """
     K = probability.shape[1]
     choices = probability.argmax(1)  # M x P
-    disputed = (choices != choices[0]).any(0)
-    agreed = confusion_matrix(choices[0][~disputed], label[~disputed], K)
-    probability, label = probability[:, :, disputed], label[disputed]
+    first = choices[0]
+    disputed = (choices != first).any(0)
+    agreed = confusion_matrix(first[~disputed], label[~disputed], K)
+    probability = probability[:, :, disputed]
+    label = label[disputed]
     matrices = []
     for weights in candidates:
         average = torch.tensordot(weights, probability, 1)  # K x P
-        matrices.append(agreed + confusion_matrix(average.argmax(0), label, K))
+        counts = confusion_matrix(average.argmax(0), label, K)
+        matrices.append(agreed + counts)
     return torch.stack(matrices)
 
 
 def matrices_of_class_changes(
-    probability: Tensor, label: Tensor, candidates: Tensor, trial: Tensor
+    probability: Tensor,
+    label: Tensor,
+    candidates: Tensor,
+    trial: Tensor,
 ) -> Tensor:
     """The confusion matrices of a trial (M x K) with one class's weights replaced: K x C x K x K.
 
@@ -199,8 +220,8 @@ def matrices_of_class_changes(
         highest, other = others.max(0)
         rest = confusion_matrix(other, label, K)
         near = probability[:, k].amax(0) >= highest
-        values, highest, other = probability[:, k, near], highest[near], other[near]
-        truth = label[near]
+        values = probability[:, k, near]
+        highest, other, truth = highest[near], other[near], label[near]
         for c, weights in enumerate(candidates):
             value = weights @ values
             won = torch.where(k < other, value >= highest, value > highest)
@@ -210,7 +231,11 @@ def matrices_of_class_changes(
     return result
 
 
-def gain_interval(average: Tensor, member: Tensor, seed: int = 0) -> tuple[float, float, float]:
+def gain_interval(
+    average: Tensor,
+    member: Tensor,
+    seed: int = 0,
+) -> tuple[float, float, float]:
     """The gain in mIoU of one model over another, and its 95 % interval by a paired bootstrap.
 
     average, member: confusion matrices of the same N images, N x K x K. A resample draws N images
@@ -218,15 +243,18 @@ def gain_interval(average: Tensor, member: Tensor, seed: int = 0) -> tuple[float
     RESAMPLES resamples.
     """
     N, K, _ = average.shape
-    flat = torch.stack((average, member), 1).double().flatten(1)  # N x 2KK
+    pairs = torch.stack((average, member), 1).double()
+    flat = pairs.flatten(1)  # N x 2KK
     generator = np.random.default_rng(seed)
     differences = []
     for _ in range(0, RESAMPLES, CHUNK):
         drawn = generator.multinomial(N, [1 / N] * N, size=CHUNK)  # R x N: how often each image
-        matrices = (torch.from_numpy(drawn).double() @ flat).view(CHUNK, 2, K, K)
-        miou = class_scores(matrices)[0].nanmean(-1)
-        differences.append(miou[:, 0] - miou[:, 1])
+        sums = torch.from_numpy(drawn).double() @ flat
+        ious, _ = class_scores(sums.view(CHUNK, 2, K, K))
+        first, second = ious.nanmean(-1).T
+        differences.append(first - second)
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.cat(differences).nanquantile(bounds).tolist()
-    overall = class_scores(flat.sum(0).view(2, K, K))[0].nanmean(-1)
-    return (overall[0] - overall[1]).item(), low, high
+    ious, _ = class_scores(pairs.sum(0))
+    own, other = ious.nanmean(-1).tolist()
+    return own - other, low, high

@@ -1,7 +1,7 @@
 """Training curves of one run or several as SVG, drawn without any library."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
@@ -45,7 +45,7 @@ class Line:
 def curves_svg(runs: Runs) -> str:
     """A whole SVG file: a legend, then loss, mIoU, mPA and learning rate over epochs."""
     legend, panels = "", ""
-    for name, colour in zip(runs, cycle(COLOURS), strict=False):
+    for name, colour in with_colours(runs):
         legend += f'<tspan dx="12" fill="{colour}">&#9632;</tspan> {escape(name)}'
     for index, panel in enumerate(curve_panels(runs)):
         corner = f"{index % 2 * WIDTH} {LEGEND + index // 2 * HEIGHT}"
@@ -61,6 +61,11 @@ def curves_svg(runs: Runs) -> str:
     )
 
 
+def with_colours(runs: Runs) -> Iterator[tuple[str, str]]:
+    """Names of runs with the colours of their lines."""
+    return zip(runs, cycle(COLOURS), strict=False)
+
+
 def curve_panels(runs: Runs) -> list[str]:
     """Four <svg> elements, for a page that holds CURVE_STYLE once."""
     return [draw_panel(title, lines_of(runs, keys)) for title, keys in PANELS.items()]
@@ -69,9 +74,9 @@ def curve_panels(runs: Runs) -> list[str]:
 def lines_of(runs: Runs, keys: dict[str, str]) -> list[Line]:
     """A line for each run and each key that its history knows. keys: key -> its meaning."""
     lines = []
-    for (run, history), colour in zip(runs.items(), cycle(COLOURS), strict=False):
+    for run, colour in with_colours(runs):
         for key, meaning in keys.items():
-            known = [row for row in history if row.get(key) is not None]
+            known = [row for row in runs[run] if row.get(key) is not None]
             points = [(row["epoch"], row[key]) for row in known if math.isfinite(row[key])]
             if points:
                 lines.append(Line(run, meaning, colour, points))

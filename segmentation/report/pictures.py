@@ -37,7 +37,8 @@ def palette_image(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
     """
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
-    colours[IGNORED] = 255 if [0, 0, 0] in palette else 0
+    if [0, 0, 0] in palette:
+        colours[IGNORED] = 255
     image = Image.fromarray(labels)
     image.putpalette(colours.tobytes())
     return image
@@ -48,7 +49,11 @@ def overlay(image: Image.Image, labels: Image.Image) -> Image.Image:
     return Image.blend(image, labels.convert("RGB"), 0.5)
 
 
-def error_map(image: Image.Image, truth: Image.Image, prediction: Image.Image) -> Image.Image:
+def error_map(
+    image: Image.Image,
+    truth: Image.Image,
+    prediction: Image.Image,
+) -> Image.Image:
     """The faded image with wrong pixels in red and unlabelled ones dark.
 
     truth, prediction: palette images of the image's size.
@@ -66,5 +71,6 @@ def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size` (height, width), or smaller: the longer side is at most LONGEST."""
     factor = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
+    smaller = width, height
     # Pillow takes the nearest pixel of palette images, whatever it is asked for
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.resize(smaller, Image.Resampling.BILINEAR)

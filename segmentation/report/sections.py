@@ -5,12 +5,11 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from itertools import cycle
 
 from PIL import Image
 
 from ..hardware import hardware_of
-from .curves import COLOURS, curve_panels
+from .curves import curve_panels, with_colours
 from .pictures import UNSCORED, WRONG, Example, Picture
 from .tables import Entry, format_score, index_of_best, miou_of_images
 
@@ -65,11 +64,10 @@ def curve_section(entries: list[Entry]) -> str:
     runs = {entry.label: entry.meta.get("history") or [] for entry in entries}
     if not any(runs.values()):
         return "<p>No training history is stored: this checkpoint was made from others.</p>"
-    colours = zip(runs, cycle(COLOURS), strict=False)
     return (
         '<p class="soft">On the validation images; dashed: the training loss. '
         "The learning rate is on a logarithmic scale.</p>\n"
-        f"{legend(colours if len(runs) > 1 else [])}\n"
+        f"{legend(with_colours(runs) if len(runs) > 1 else [])}\n"
         f'<div class="curves">{"".join(curve_panels(runs))}</div>'
     )
 

@@ -1,6 +1,6 @@
 """The content of a report as plain rows, for HTML, CSV and the terminal alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -16,19 +16,24 @@ class Entry:
 
 
 def format_score(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
+    if value is None:
+        return "absent"
+    return f"{value:.4f}"
 
 
 def format_table(rows: list[list]) -> str:
     """Lines for a terminal: the first column to the left, the others to the right."""
     texts = []
     for row in rows:
-        texts.append([cell if isinstance(cell, str) else format_score(cell) for cell in row])
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        cells = [cell if isinstance(cell, str) else format_score(cell) for cell in row]
+        texts.append(cells)
+    columns = zip(*texts, strict=True)
+    width, *widths = [max(map(len, column)) for column in columns]
     lines = []
     for first, *others in texts:
-        padded = map(str.rjust, others, widths[1:])
-        lines.append("  ".join([first.ljust(widths[0]), *padded]))
+        padded = map(str.rjust, others, widths)
+        line = "  ".join([first.ljust(width), *padded])
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -36,29 +41,35 @@ def index_of_best(values: Sequence, best: Callable = max) -> int | None:
     """None where two share the best value, or where there is only one."""
     known = [value for value in values if value is not None]
     winner = best(known, default=None)
-    alone = len(values) > 1 and known.count(winner) == 1
-    return values.index(winner) if alone else None
+    if len(values) > 1 and known.count(winner) == 1:
+        return values.index(winner)
+    return None
 
 
 def score_table(entries: list[Entry]) -> list[list]:
     """Rows of: measure, what it means, a value for each entry."""
     loss = entries[0].meta["loss"]
+    tversky = f"Tversky {loss['alpha']:g} / {loss['beta']:g}"
     ious = [list(entry.scores["iou"].values()) for entry in entries]
     classes = len(ious[0])
     present = [str(classes - values.count(None)) for values in ious]
-    counted = present[0] if len(set(present)) == 1 else "/".join(present)
+    counted = "/".join(present)
+    if len(set(present)) == 1:
+        counted = present[0]
     meanings = {
         "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
         "mPA": "accuracy of a class, from the same matrix, mean over the classes in the truth",
         "pixel accuracy": "share of the pixels that are right",
         "image mIoU": "IoU of each image, mean over images for each class, then over classes",
         "image mPA": "accuracy of each image, averaged in the same way",
-        "loss": f"Tversky {loss['alpha']:g} / {loss['beta']:g}, one loss over all pixels",
+        "loss": f"{tversky}, one loss over all pixels",
     }
-    rows = [["measure", "meaning", *(entry.label for entry in entries)]]
+    labels = [entry.label for entry in entries]
+    rows: list[list] = [["measure", "meaning", *labels]]
     for name, meaning in meanings.items():
         key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
-        rows.append([name, meaning, *(entry.scores[key] for entry in entries)])
+        values = [entry.scores[key] for entry in entries]
+        rows.append([name, meaning, *values])
     return rows
 
 
@@ -67,21 +78,26 @@ def class_table(entries: list[Entry]) -> list[list]:
     columns = {}  # heading -> class -> score
     for kind in ("IoU", "accuracy"):
         for entry in entries:
-            columns[f"{kind} {entry.label}"] = entry.scores[kind.lower()]
+            heading = f"{kind} {entry.label}"
+            columns[heading] = entry.scores[kind.lower()]
     rows: list[list] = [["class", "share", *columns]]
     scores = entries[0].scores
-    total = sum(map(sum, scores["confusion"])) or 1
-    for name, row in zip(scores["iou"], scores["confusion"], strict=True):
-        rows.append([name, sum(row) / total, *(column[name] for column in columns.values())])
+    pixels = [sum(row) for row in scores["confusion"]]
+    total = sum(pixels) or 1
+    for name, count in zip(scores["iou"], pixels, strict=True):
+        share = count / total
+        values = [column[name] for column in columns.values()]
+        rows.append([name, share, *values])
     return rows
 
 
 def image_table(entries: list[Entry]) -> list[list]:
     """Rows of: image, then mIoU and mPA of each entry."""
-    rows = [["image"]]
+    heads = ["image"]
     for entry in entries:
-        rows[0] += [f"mIoU {entry.label}", f"mPA {entry.label}"]
-    for images in zip(*(entry.scores["images"] for entry in entries), strict=True):
+        heads += [f"mIoU {entry.label}", f"mPA {entry.label}"]
+    rows = [heads]
+    for images in images_side_by_side(entries):
         row = [images[0]["name"]]
         for image in images:
             row += [image["miou"], image["mpa"]]
@@ -89,27 +105,44 @@ def image_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
+def images_side_by_side(entries: list[Entry]) -> Iterator[tuple[dict, ...]]:
+    """An image's scores by each entry, image by image: all entries have the same images."""
+    return zip(*(entry.scores["images"] for entry in entries), strict=True)
+
+
 def comparison_table(entries: list[Entry]) -> list[list]:
     """Rows of: checkpoint, mIoU, mPA, recall and precision of the truth's rarest class."""
-    pixels = [sum(row) for row in entries[0].scores["confusion"]]
-    rarest = pixels.index(min(filter(None, pixels), default=0))
-    name = list(entries[0].scores["iou"])[rarest]
-    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
+    first = entries[0].scores
+    pixels = [sum(row) for row in first["confusion"]]
+    fewest = min(filter(None, pixels), default=0)
+    rarest = pixels.index(fewest)
+    name = list(first["iou"])[rarest]
+    recall = f"{name}: recall"
+    rows: list[list] = [["", "mIoU", "mPA", recall, "precision"]]
     for entry in entries:
         scores = entry.scores
         predicted = [row[rarest] for row in scores["confusion"]]
-        precision = predicted[rarest] / sum(predicted) if any(predicted) else None
-        recall = scores["accuracy"][name]
-        rows.append([entry.label, scores["miou"], scores["mpa"], recall, precision])
+        precision = None
+        if any(predicted):
+            precision = predicted[rarest] / sum(predicted)
+        row = [
+            entry.label,
+            scores["miou"],
+            scores["mpa"],
+            scores["accuracy"][name],
+            precision,
+        ]
+        rows.append(row)
     return rows
 
 
 def miou_of_images(entries: list[Entry]) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
-    columns = []
-    for entry in entries:
-        columns.append({image["name"]: image["miou"] for image in entry.scores["images"]})
-    return {name: [column[name] for column in columns] for name in columns[0]}
+    mious = {}
+    for images in images_side_by_side(entries):
+        name = images[0]["name"]
+        mious[name] = [image["miou"] for image in images]
+    return mious
 
 
 def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
@@ -120,19 +153,25 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
     mious = miou_of_images(entries)
     known = {name: row for name, row in mious.items() if None not in row}
     ordered = sorted(known, key=lambda name: -sum(known[name]))
+    worst = ordered[::-1]
     if len(entries) == 1:
         half = (len(ordered) + 1) // 2
         best = ordered[: min(half, top)]
-        worst = ordered[len(best) :][::-1]
-        return {"Best images": best, "Worst images": worst[:top]}
+        others = worst[: len(ordered) - len(best)]
+        return {
+            "Best images": best,
+            "Worst images": others[:top],
+        }
 
     def lead(name: str) -> float:
-        second, first = sorted(known[name])[-2:]
+        *_, second, first = sorted(known[name])
         return first - second
 
     chosen = {}
     by_lead = sorted(known, key=lead, reverse=True)
     for index, entry in enumerate(entries):
         won = [name for name in by_lead if index_of_best(known[name]) == index]
-        chosen[f"Where {entry.label} leads most"] = won[:top]
-    return chosen | {"Hardest for all": ordered[::-1][:top]}
+        heading = f"Where {entry.label} leads most"
+        chosen[heading] = won[:top]
+    chosen["Hardest for all"] = worst[:top]
+    return chosen
