@@ -104,9 +104,8 @@ def folds_of(data: SegmentationDataset) -> list[list[str]]:
 
     BadInput if one is empty.
     """
-    names = sorted(
-        data.splits["val"]
-    )  # in a video, neighbours look alike, and halves are to differ
+    # Sorted: in a video neighbours look alike, and the halves are to differ.
+    names = sorted(data.splits["val"])
     middle = len(names) // 2
     folds = [names] if data.splits["test"] else [names, names[:middle], names[middle:]]
     if not all(folds):

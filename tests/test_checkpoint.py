@@ -17,6 +17,7 @@ from segmentation import ResNet18UNet, SegFormer, load_checkpoint
 from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from segmentation.errors import BadInput
 from segmentation.files import write_atomically
+from segmentation.training.progress import Progress
 
 CONFIG = {"model": "segformer", "num_classes": 3}
 FLAGS = "--encoder-weights none --device cpu --workers 0 --image-size 32 32".split()
@@ -43,6 +44,21 @@ def test_what_is_saved_is_what_is_loaded(model: torch.nn.Module, tmp_path: Path)
         "classes": ["a", "b", "c"],
         "args": {"lr": 0.1, "crop": None},
     }
+
+
+def test_a_checkpoint_of_format_1_is_read_as_one_of_format_2(model, tmp_path: Path):
+    """What a score needs stood among args, the state of a run under other names."""
+    state = {"lr": 0.1, "epoch": 1, "step": 3, "loss_sum": 1.5, "best": 0.4, "started": 7.0}
+    state |= {"time_up": 2.0, "history": [{"epoch": 1}]}
+    old = {"format": 1, "args": {"alpha": 0.2, "beta": 0.8}, "history": state["history"]}
+    old["resume"] = {"optimizer": {}, "scheduler": {}, "state": state, "seconds": 9.0}
+    save_checkpoint(tmp_path / "old.pt", checkpoint_of(model, **old))
+    found = read_checkpoint(tmp_path / "old.pt")
+    assert (found["format"], found["loss"]) == (FORMAT, {"alpha": 0.2, "beta": 0.8})
+    progress = Progress(**found["resume"]["progress"], history=found["history"])
+    assert (progress.lr, progress.step, progress.best_miou) == (0.1, 3, 0.4)
+    assert (progress.epoch_began, progress.limit_reached) == (7.0, 2.0)
+    assert progress.history == [{"epoch": 1}]
 
 
 class Hostile:
