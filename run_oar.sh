@@ -18,7 +18,7 @@ FLAGS=("${@:2}")                                  # train.py's, unless they are 
 PYTHON=$PWD/.venv/bin/python                      # the same path on all nodes; python from PATH if it is not there
 RANKS=                                            # processes a node; empty: one a GPU that OAR gave, at least one
 GRACE=90                                          # seconds to wait for the save, less than --checkpoint above
-PASS=(PATH LD_LIBRARY_PATH XDG_CACHE_HOME TORCH_HOME OMP_NUM_THREADS NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME)
+PASS=(PATH LD_LIBRARY_PATH XDG_CACHE_HOME TORCH_HOME OMP_NUM_THREADS "${!NCCL_@}" "${!GLOO_@}")  # to all nodes
 
 # OAR sends SIGUSR2 to this script only, 120 s before the walltime or before a besteffort job is preempted. It is passed
 # on to every rank, not to torchrun: the ranks agree on a step, save, leave the file `interrupted` and end with 0.
