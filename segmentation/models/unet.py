@@ -102,8 +102,8 @@ class ResNet18UNet(nn.Module):
         keys: unused, nothing is drawn here.
         """
         check_size(image)
-        *skips, x = self.encoder(self.normalise(image))
-        for expansion in self.decoder:
-            x = expansion(x, skips.pop())
+        x, *skips = reversed(self.encoder(self.normalise(image)))
+        for expansion, skip in zip(self.decoder, skips, strict=True):
+            x = expansion(x, skip)
         logits = self.classify(x).contiguous()
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear")
