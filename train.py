@@ -74,6 +74,7 @@ from segmentation.training.workers import ignore_signals, worker_context
 
 @out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
 def main() -> None:
+    """The stages of a training in their order. Long, because each is a few calls made once."""
     args = training_arguments(__doc__.split("\n\n")[0])
     recipe = recipe_of(args)
     clock = Clock(args.max_minutes, args.save_every)  # from here on a signal is noted
