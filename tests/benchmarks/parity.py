@@ -145,7 +145,7 @@ def run(
     saved = read_checkpoint(start) if start else None
     if saved:
         bare.load_state_dict(saved["model"])
-    bare.to(place).train()
+    bare.to(place, torch.get_default_dtype()).train()  # a UFormer's weights are float32 at first
     criterion = criterion_for(RECIPES[recipe], [9, 4, 3, 2, 1])
     if mistake in ("loss", "deck"):
         criterion = Alone(criterion)
