@@ -8,8 +8,6 @@ Weights are fitted on val and the scores are those of test. A data set without t
 val cut in two: each half is scored with the weights fitted on the other.
 """
 
-import shlex
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segmentation import distributed
-from segmentation.arguments import ensemble_arguments
+from segmentation.arguments import command_line, ensemble_arguments
 from segmentation.checkpoint import load_checkpoint, save_checkpoint
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input, writing
@@ -242,7 +240,7 @@ def describe_average(
         "environment": max((meta["environment"] for meta in metas), key=gpus),
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "members": members,
     }
 

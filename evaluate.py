@@ -8,7 +8,6 @@ torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
 
 import json
-import shlex
 import sys
 import time
 import warnings
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from segmentation import distributed
-from segmentation.arguments import evaluation_arguments
+from segmentation.arguments import command_line, evaluation_arguments
 from segmentation.checkpoint import load_checkpoint
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.data.images import read_image
@@ -183,7 +182,7 @@ def facts_of(how: Prediction, machine: dict, seconds: float) -> dict[str, str]:
     }
     amp = ", in bfloat16" if how.amp else ""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "images": tiles + flips[how.flips] + amp,
         "hardware": hardware_of(machine),
         "software": f"torch {machine['torch']}, Python {machine['python']}",

@@ -10,7 +10,6 @@ reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more i
 The batch size is global: N ranks compute what one computes.
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from segmentation import distributed
-from segmentation.arguments import recipe_of, training_arguments
+from segmentation.arguments import command_line, recipe_of, training_arguments
 from segmentation.checkpoint import restore_model
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
@@ -175,7 +174,7 @@ def main() -> None:
         "data": data.describe(),
         "loss": {"alpha": recipe.alpha, "beta": recipe.beta},
         "args": vars(args),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "encoder_weights": source,
         "environment": environment(device),
     }

@@ -2,6 +2,8 @@
 
 import math
 import os
+import shlex
+import sys
 from argparse import (
     Action,
     ArgumentDefaultsHelpFormatter,
@@ -12,6 +14,7 @@ from argparse import (
 )
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .data.labels import parse_label_map
@@ -56,6 +59,11 @@ def recipe_rows() -> str:
 
 def as_text(value: Any) -> str:
     return "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def command_line() -> str:
+    """The command as it was typed, but for the script's folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def training_arguments(description: str) -> Namespace:

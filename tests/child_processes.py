@@ -31,9 +31,13 @@ def run_ranks(count: int, work: Callable, *arguments: object) -> None:
         own = group | {"RANK": str(number), "LOCAL_RANK": str(number)}
         started.append(context.Process(target=rank, args=(own, work, arguments)))
         started[-1].start()
-    for process in started:
-        process.join(900)
-        assert process.exitcode == 0
+    try:
+        for process in started:
+            process.join(900)
+            assert process.exitcode == 0
+    finally:
+        for process in started:
+            process.kill()
 
 
 def rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:

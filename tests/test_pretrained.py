@@ -15,7 +15,7 @@ import transformers
 from references import reference_config, refused, shuffled
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import ResNet18_Weights, resnet18
 
 from segmentation import pretrained
 from segmentation.models.mix_transformer import BLOCK_NORM_EPS, MixTransformer
@@ -324,7 +324,7 @@ def test_mit_is_fetched_once_and_kept(server, monkeypatch, tmp_path):
 
 
 def test_resnet_is_fetched_into_torchvisions_place(server, monkeypatch, tmp_path):
-    assert pretrained.RESNET18_URL == "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert ResNet18_Weights.IMAGENET1K_V1.url == pretrained.RESNET18_URL
     monkeypatch.setattr(pretrained, "RESNET18_URL", f"{server.address}/{server.resnet}")
     model = ResNet18UNet(2)
     record = load_encoder_weights(model, "imagenet")
