@@ -17,19 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ground import paint_ground, paint_heap, paint_paths, paint_street, paint_water
-from .house import Border, paint_borders, paint_house
-from .shapes import Points, offset, polygon, rectangle
+from .ground import paint_ground, paint_paths, paint_street, paint_water
+from .shapes import Points, rectangle
 from .things import (
-    paint_bicycle,
+    paint_borders,
     paint_bush,
     paint_car,
-    paint_dog,
-    paint_marker,
-    paint_parasol,
+    paint_house,
+    paint_obstacle,
     paint_person,
-    paint_shed,
-    paint_table,
     paint_tree,
 )
 from .view import View
@@ -44,7 +40,7 @@ class Plot(NamedTuple):
     width: float  # of the carriageway
     house: Points  # corners, 4 x 2
     drive: Points  # corners, 4 x 2
-    borders: list[Border]  # two along the street, and one across it
+    borders: list[Points]  # corners: two along the street, and one across it
 
 
 def render(
@@ -66,54 +62,49 @@ def render(
     paint_paths(view, plot.house, plot.drive, plot.street)
     paint_street(view, plot.street, plot.width)
     paint_water(view)
-    paint_heap(view)
-    scatter(view, paint_marker, 0, 1)
-    scatter(view, paint_dog, 0, 1)
-    scatter(view, paint_table, 1, 3)
     scatter(view, paint_person, 2, 6)
-    scatter(view, paint_bicycle, 1, 3)
     paint_cars(view, plot)
     scatter(view, paint_bush, 2, 5)
     paint_borders(view, plot.borders)
-    scatter(view, paint_parasol, 1, 2)
-    scatter(view, paint_shed, 0, 2)
+    scatter(view, paint_obstacle, 3, 6)
     paint_house(view, plot.house)
     scatter(view, paint_tree, 2, 5)
     return view.photograph(), view.mask
 
 
 def lay_out(view: View) -> Plot:
-    """Draw the plot, and reserve its street, side border, house and drive."""
+    """Draw the plot, and reserve its street, side border, house and drive.
+
+    The street runs along x and the house lies above it: the yaw of the camera turns both.
+    """
     rng = view.rng
     half = view.extent / 2
-    side = rng.choice([-1, 1])  # of the garden on which the street lies
-    street = side * rng.uniform(0.5, 0.8) * half
+    street = -rng.uniform(0.5, 0.8) * half
     width = rng.uniform(4.8, 6.5)
 
-    across = rng.uniform(-0.5, 0.5)
-    away = rng.uniform(0.4, 0.75)
-    x, y = offset(across, -side * away) * half
-    length = rng.uniform(0.55, 0.85) * min(half, 14)
+    x = rng.uniform(-0.5, 0.5) * half
+    y = rng.uniform(0.4, 0.75) * half
+    length = rng.uniform(0.6, 0.85) * min(half, 14)
     depth = rng.uniform(0.44, 0.58) * min(half, 13)
-    house = rectangle(offset(x, y), length, depth)
+    house = rectangle((x, y), length, depth)
 
-    beside = np.ptp(house[:, 0]) / 2 + 1.9
-    gate = x + rng.choice([-1, 1]) * beside
+    beside = length / 2 + 1.9
+    gate = x + rng.choice([-beside, beside])
     halfway = (street + y) / 2
-    drive = rectangle(offset(gate, halfway), 3.2, abs(street - y))
+    drive = rectangle((gate, halfway), 3.2, y - street)
 
-    front = street - side * (width / 2 + 1.7)
+    front = street + width / 2 + 1.7
     flank = rng.choice([-1, 1]) * rng.uniform(0.76, 0.94) * half
     far = 1.5 * half
     borders = [
-        (offset(-far, front), offset(gate - 2, front)),
-        (offset(gate + 2, front), offset(far, front)),
-        (offset(flank, front), offset(flank, -side * far)),
+        rectangle((gate - 2 - far, front), 2 * far, 0.5),
+        rectangle((gate + 2 + far, front), 2 * far, 0.5),
+        rectangle((flank, front + far), 0.5, 2 * far),
     ]
 
-    road = rectangle(offset(0, street), 4 * half, width + 3.4)
-    strip = rectangle(offset(flank, 0), 0.8, 4 * half)
-    view.taken += map(polygon, (road, strip, house, drive))
+    road = rectangle((0, street), 4 * half, width + 3.4)
+    for shape in (road, borders[2], house, drive):
+        view.reserve(shape)
     return Plot(street, width, house, drive, borders)
 
 
@@ -135,7 +126,9 @@ def paint_cars(view: View, plot: Plot) -> None:
     for k, x in enumerate(places[: rng.integers(2, 5)]):
         along = x * view.extent / 2 + rng.normal(0, 0.5)
         lane = (-1) ** k * plot.width / 4
-        place = offset(along, plot.street + lane)
-        paint_car(view, place, rng.normal(0, 0.03))
-    place = plot.drive.mean(axis=0) + rng.normal(0, (0.1, 0.8))
-    paint_car(view, place, pi / 2 + rng.normal(0, 0.06))
+        angle = rng.normal(0, 0.03)
+        paint_car(view, (along, plot.street + lane), angle)
+    place = plot.drive.mean(axis=0)
+    place += rng.normal(0, (0.1, 0.8))
+    angle = rng.normal(pi / 2, 0.06)
+    paint_car(view, place, angle)

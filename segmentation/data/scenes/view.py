@@ -7,7 +7,7 @@ Colours are linear light. Its square root is what a display shows: close to its 
 """
 
 from collections.abc import Callable
-from math import cos, pi, sin
+from math import pi
 
 import numpy as np
 from numpy import ndarray
@@ -15,20 +15,18 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from ..labels import red_green_blue
-from .shapes import Point, Points, Shape, direction, disc, polygon, turn
+from .shapes import Points, distance, hull, offset, rectangle, turn
 
 Colour = ndarray  # linear light, float32: red, green, blue
-Window = tuple[slice, slice]
+Window = tuple[slice, slice]  # rows and columns
 Pattern = Callable[[Window], ndarray]
 Texture = Colour | Pattern
-Area = Shape | Points  # points stand for their convex hull
-
-FINE = (0, 0.1, 0.1, 0.2)
 
 
 def rgb(code: int) -> Colour:
     """The linear light of a display colour 0xRRGGBB."""
-    return (np.array(red_green_blue(code), np.float32) / 255) ** 2
+    display = np.array(red_green_blue(code), np.float32)
+    return (display / 255) ** 2
 
 
 class View:
@@ -44,25 +42,27 @@ class View:
         self.altitude = 1.15 * self.extent
         self.pixel = self.extent / max(size)
         # metres of shadow for a metre of height
-        self.sun = direction(rng.uniform(0, 2 * pi))
-        self.sun *= rng.uniform(0.35, 1.3)
+        shadow = rng.uniform(0.35, 1.3)
+        self.sun = offset(shadow, 0, rng.uniform(0, 2 * pi))
         self.yaw = turn(rng.uniform(0, 2 * pi))
 
         v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
         u = (u - width / 2) * self.pixel
         v = (v - height / 2) * self.pixel
-        (c, s), _ = self.yaw.tolist()
-        self.x = c * u - s * v
-        self.y = s * u + c * v
+        (cos, sin), _ = self.yaw.tolist()
+        self.x = cos * u - sin * v
+        self.y = sin * u + cos * v
 
         self.albedo = np.zeros((height, width, 3), np.float32)
         self.light = np.ones(size, np.float32)  # fraction of the direct sun
         self.mask = np.zeros(size, np.uint8)
-        self.noise = [self._draw_noise(cell) for cell in (6.0, 1.5, 0.5, 0.2)]
-        self.taken: list[Shape] = []
+        self.coarse = self._draw_noise(6.0) + self._draw_noise(1.5)
+        self.fine = self._draw_noise(0.5) + self._draw_noise(0.2)
+        self.places = rng.uniform(-0.42, 0.42, (80, 2)) * self.extent  # for small things
+        self.free = np.full(80, np.inf)  # metres from each to what is there
 
     def _draw_noise(self, cell: float) -> ndarray:
-        """Smooth noise about zero, H x W.
+        """Smooth noise about zero, H x W, that varies over so many metres.
 
         Its grid covers the widest view, so every size draws the same numbers.
         """
@@ -80,104 +80,95 @@ class View:
         lightness = self.rng.normal(1, 0.12)
         hue = self.rng.normal(1, 0.04, 3)
         change = np.clip(lightness * hue, 0.6, 1.4)
-        code = codes[self.rng.integers(len(codes))]
-        return (rgb(code) * change).astype(np.float32)
+        code = self.rng.choice(codes)
+        return (rgb(int(code)) * change).astype(np.float32)
 
-    def grain(self, colour: Colour, *weights: float) -> Pattern:
-        """The colour, modulated by noise of 6, 1.5, 0.5 and 0.2 metres in these strengths.
-
-        Without weights the grain is fine.
-        """
-
-        def pattern(window: Window) -> ndarray:
-            layers = zip(weights or FINE, self.noise, strict=False)
-            brightness = 1 + sum(weight * noise[window] for weight, noise in layers)
-            return np.asarray(brightness)[..., None] * colour
-
-        return pattern
-
-    def jointed(
+    def grain(
         self,
-        texture: Pattern,
-        angle: float,
-        *pitches: float,
-        joint: float = 0.12,
+        colour: Colour,
+        coarse: float = 0.1,
+        fine: float = 0.15,
     ) -> Pattern:
-        """The texture with dark joints.
-
-        pitches: metres from joint to joint, along the angle and then across it. Joints too fine
-        for the picture fade.
-        joint: fraction of the pitch that is dark.
-        """
+        """The colour, modulated by noise of metres and of decimetres in these strengths."""
 
         def pattern(window: Window) -> ndarray:
-            colour = texture(window)
-            for k, pitch in enumerate(pitches):
-                towards = angle + k * pi / 2
-                c = cos(towards) / pitch
-                s = sin(towards) / pitch
-                position = (c * self.x[window] + s * self.y[window]) % 1
-                pixels = pitch / self.pixel
-                depth = 0.35 * min(1.0, max(0.0, pixels / 2 - 0.5))
-                colour = colour * (1 - depth * (position < joint))[..., None]
-            return colour
+            clouds = coarse * self.coarse[window]
+            grains = fine * self.fine[window]
+            brightness = 1 + clouds + grains
+            return brightness[..., None] * colour
 
         return pattern
 
-    def spot(self, room: float, spread: float = 0.46) -> Point:
-        """Pick the freest of 40 random places, and reserve it.
+    def striped(self, texture: Pattern, angle: float, pitch: float) -> Pattern:
+        """The texture with a dark joint every pitch (metres) along an angle.
 
-        room: metres of free ground around a place beyond which more makes it no better.
+        Joints too fine for the picture fade.
         """
-        places = self.rng.uniform(-spread, spread, (40, 2)) * self.extent
-        free = np.min([shape.distance(*places.T) for shape in self.taken], axis=0)
-        place = places[np.argmax(np.minimum(free, room))]
-        self.taken.append(disc(place, room))
+        cos, sin = offset(1, 0, angle).tolist()
+        visible = np.clip(pitch / self.pixel / 2 - 0.5, 0, 1)
+
+        def pattern(window: Window) -> ndarray:
+            along = cos * self.x[window] + sin * self.y[window]
+            joint = along / pitch % 1 < 0.2
+            brightness = 1 - 0.35 * visible * joint
+            return texture(window) * brightness[..., None]
+
+        return pattern
+
+    def reserve(self, shape: Points) -> None:
+        """Keep small things away from a shape."""
+        x, y = self.places.T
+        self.free = np.minimum(self.free, distance(shape, x, y))
+
+    def spot(self, room: float) -> ndarray:
+        """Pick a place with so many metres of free ground around it, and reserve them.
+
+        The freest place where none has as many.
+        """
+        best = np.argmax(np.minimum(self.free, room))
+        place = self.places[best]
+        self.reserve(rectangle(place, 2 * room, 2 * room))
         return place
 
-    def lift(self, points: Points, height: float) -> Points:
+    def lift(self, points: ndarray, height: float) -> ndarray:
         """Where points at that height appear: farther from the centre."""
         return points * (self.altitude / (self.altitude - height))
 
-    def _distance(self, area: Area, margin: float = 0.0) -> tuple[Window, ndarray]:
-        """The rows and columns that the area can touch, and its distance from their pixels."""
-        shape = area if isinstance(area, Shape) else polygon(area)
+    def _distance(self, shape: Points, margin: float) -> tuple[Window, ndarray]:
+        """The rows and columns that a shape can touch, and its distance from their pixels.
+
+        margin: metres around the shape that it touches too.
+        """
         centre = np.array(self.mask.shape[::-1]) / 2
-        points = shape.points @ self.yaw.T / self.pixel + centre
-        reach = (shape.margin + margin) / self.pixel + 1
-        first = (points.min(axis=0) - reach).astype(int)
-        last = (points.max(axis=0) + reach).astype(int)
-        left, top = first.clip(0)
-        right, bottom = (last + 1).clip(0)
+        points = shape @ self.yaw.T / self.pixel + centre
+        reach = margin / self.pixel + 1
+        first = points.min(axis=0) - reach
+        last = points.max(axis=0) + reach
+        left, top = first.astype(int).clip(0)
+        right, bottom = last.astype(int).clip(-1) + 1
         window = slice(top, bottom), slice(left, right)
-        return window, shape.distance(self.x[window], self.y[window])
+        return window, distance(shape, self.x[window], self.y[window])
 
     def paint(
         self,
-        area: Area,
+        shape: Points,
         label: int,
         texture: Texture,
         light: float = 1.0,
     ) -> None:
-        """Cover what lies below with the area."""
-        window, distance = self._distance(area)
-        self.mask[window][distance < 0] = label
-        cover = np.clip(0.5 - distance / self.pixel, 0, 1)
+        """Cover what lies below with the shape."""
+        window, away = self._distance(shape, 0)
+        self.mask[window][away < 0] = label
+        cover = np.clip(0.5 - away / self.pixel, 0, 1)
         colour = texture(window) if callable(texture) else texture
         self.albedo[window] += cover[..., None] * (colour - self.albedo[window])
         self.light[window] += cover * (np.float32(light) - self.light[window])
 
-    def shade(
-        self,
-        area: Area,
-        softness: float = 0.15,
-        depth: float = 1.0,
-    ) -> None:
+    def shade(self, shape: Points, softness: float = 0.15) -> None:
         """Take the direct sun away. Two shadows are no darker than one, and no label changes."""
-        window, distance = self._distance(area, softness)
-        inside = np.clip(0.5 - distance / (self.pixel + softness), 0, 1)
-        sunlit = 1 - np.float32(depth) * inside
-        self.light[window] = np.minimum(self.light[window], sunlit)
+        window, away = self._distance(shape, softness)
+        inside = np.clip(0.5 - away / (self.pixel + softness), 0, 1)
+        self.light[window] = np.minimum(self.light[window], 1 - inside)
 
     def box(
         self,
@@ -185,18 +176,17 @@ class View:
         top: float,
         label: int,
         texture: Texture,
-        side: Texture,
-        foot: float = 0.0,
+        side: Colour,
     ) -> None:
-        """A convex base raised from foot to top.
+        """A base raised from the ground to its top.
 
         It paints the shadow, the sides that perspective shows, and the top, in this order.
         """
-        self.shade(polygon(base + self.sun * foot, base + self.sun * top))
-        lower = self.lift(base, foot)
-        upper = self.lift(base, top)
-        self.paint(polygon(lower, upper), label, side, 0.45)
-        self.paint(upper, label, texture)
+        shadow = base + self.sun * top
+        raised = self.lift(base, top)
+        self.shade(hull(base, shadow))
+        self.paint(hull(base, raised), label, side, 0.45)
+        self.paint(raised, label, texture)
 
     def photograph(self) -> ndarray:
         """The picture so far as a camera sees it: uint8 H x W x 3.
@@ -215,7 +205,7 @@ class View:
         noise = rng.uniform(1, 5)
 
         light = self.light[..., None] * sun + sky
-        linear = self.albedo * light * (exposure * (1 - haze)) + haze
+        linear = exposure * self.albedo * light + haze
         display = np.sqrt(linear.clip(0, 1)) * 255
         sharp = Image.fromarray(display.astype(np.uint8))
         blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)))
