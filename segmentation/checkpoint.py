@@ -25,7 +25,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import BadInput
 from .files import write_atomically
@@ -114,11 +114,22 @@ def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
     BadInput, naming the path, if they do not fit.
     """
     try:
-        model = build_model(checkpoint["config"])
-        model.load_state_dict(checkpoint["model"])
+        with torch.device("meta"):  # no memory, so no random weights are drawn to be replaced
+            model = build_model(checkpoint["config"])
+        load_weights(model, checkpoint["model"])
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         reason = textwrap.shorten(str(error).strip().splitlines()[-1], 200)
         raise BadInput(
             f"{path}: its weights do not fit its configuration ({reason}): give another one"
         ) from error
     return model
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model on the meta device weights on the CPU, in its own types and memory formats."""
+    own = model.state_dict()
+    on_cpu = dict(weights)  # names and shapes that do not fit are load_state_dict's to tell
+    for name, value in weights.items():
+        if name in own and own[name].shape == value.shape:
+            on_cpu[name] = torch.empty_like(own[name], device="cpu").copy_(value)
+    model.load_state_dict(on_cpu, assign=True)

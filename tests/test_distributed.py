@@ -392,6 +392,7 @@ def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
     assert code != 0 and "5 parts for 6 ranks" in output
 
 
+@pytest.mark.slow
 def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": f"--data {tmp_path / 'nothing'}"}
     code, output = ends(torchrun(2, "train_otherwise", *train_flags, **environment))

@@ -1,6 +1,7 @@
 """evaluate.py: scores of several checkpoints, images without masks, what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,13 +87,17 @@ def test_amp_scores_as_the_training_with_amp_validated(tmp_path: Path, tiny_fold
 def test_scores_of_the_written_labels_are_the_printed_scores(
     checkpoint: Path, tiny_folder: Path, tmp_path: Path, flags: tuple
 ):
-    images = ("--images", tiny_folder / "images", "--out", tmp_path)
+    names = read_checkpoint(checkpoint)["data"]["splits"]["test"]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        shutil.copy(tiny_folder / name, tmp_path / "images")
+    images = ("--images", tmp_path / "images", "--out", tmp_path)
     assert run_script("evaluate", checkpoint, *flags, "--json", tmp_path / "scores.json") == 0
     assert run_script("evaluate", checkpoint, *flags, *images) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     classes = list(scores["iou"])
     matrix = ConfusionMatrix(len(classes))
-    for name in read_checkpoint(checkpoint)["data"]["splits"]["test"]:
+    for name in names:
         pair = [
             Image.open(tmp_path / "labels" / Path(name).name),
             Image.open(tiny_folder / "masks" / Path(name).name),

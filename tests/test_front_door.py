@@ -87,7 +87,8 @@ def buffers(checkpoint: dict) -> dict:
     return {name: value for name, value in checkpoint["model"].items() if "running_" in name}
 
 
-@pytest.mark.parametrize("model", ["segformer", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["segformer", "unet"])
 def test_two_ranks_train_as_one_process(run, model):
     assert_same_training(run(model, ranks=2), run(model))
 

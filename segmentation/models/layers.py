@@ -29,13 +29,15 @@ class Normalise(nn.Module):
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
-        mean = torch.tensor(IMAGENET_MEAN)
-        std = torch.tensor(IMAGENET_STD)
+        means: tuple[float, ...] = IMAGENET_MEAN
+        deviations: tuple[float, ...] = IMAGENET_STD
         if in_channels != 3:
-            mean = torch.full((in_channels,), 0.5)
-            std = torch.full((in_channels,), 0.25)
-        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+            means, deviations = (0.5,) * in_channels, (0.25,) * in_channels
+        # On the CPU even where a model without memory is built: no checkpoint holds them.
+        mean = torch.tensor(means, device="cpu").view(1, -1, 1, 1)
+        std = torch.tensor(deviations, device="cpu").view(1, -1, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W -> the same, channels last in memory."""

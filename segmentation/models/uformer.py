@@ -28,7 +28,8 @@ class UFormer(nn.Module):
                 f"{count} members and the weights {weights}: give one weight, or K, a member"
             )
         self.members = nn.ModuleList(members)
-        table = torch.as_tensor(weights, dtype=torch.float32).view(count, -1)  # M x 1 or M x K
+        numbers = torch.as_tensor(weights, dtype=torch.float32, device="cpu")  # to be looked at
+        table = numbers.view(count, -1)  # M x 1 or M x K
         if not table.isfinite().all() or (table < 0).any() or (table.sum(0) <= 0).any():
             raise ValueError(
                 f"weights must be numbers, not negative, nor all 0 in a class: {table.tolist()}"
