@@ -1,4 +1,4 @@
-"""From a configuration to a model: the only place that maps names to classes and numbers."""
+"""From a configuration to a model: the only place that maps names to model classes."""
 
 from torch import nn
 
@@ -11,10 +11,11 @@ MODELS = {"segformer": SegFormer, "unet": ResNet18UNet}
 
 
 def build_model(config: dict) -> nn.Module:
-    """A configuration -> the model, with random weights. BadInput for any other dict.
+    """A configuration -> the model, with random weights.
 
-    {"model": "segformer" or "unet", **the constructor's arguments}, or
-    {"model": "uformer", "members": [configuration, ...], "weights": [...]}.
+    config: {"model": "segformer" or "unet", **the constructor's arguments}, or
+        {"model": "uformer", "members": [configuration, ...], "weights": [...] or None}.
+    BadInput for any other dict.
     """
     arguments = dict(config)
     try:

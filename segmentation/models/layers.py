@@ -46,7 +46,7 @@ class Normalise(nn.Module):
 
 
 def shift_right(x: Tensor, bits: int) -> Tensor:
-    """Of int64 read as unsigned: zeros come in from the left, where `>>` repeats the sign."""
+    """Logical shift of int64: zeros come in from the left, where `>>` repeats the sign bit."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
@@ -57,27 +57,28 @@ def keyed_uniform(
 ) -> Tensor:
     """Uniform numbers in [0, 1), N x *shape float32, from each image's own key and a layer's salt.
 
-    keys: N, int64. S salts, as a tensor S x 1, give S x N x *shape: the same numbers in one draw.
+    keys: N, int64. salt: an integer, another one in each layer; a tensor S x 1 of them gives
+    S x N x *shape, the numbers of S calls in one.
     A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number
     generators", 2014): an image's numbers depend on neither its batch nor its rank.
     """
 
-    def mix(x: Tensor) -> Tensor:
+    def mix(x: Tensor) -> Tensor:  # SplitMix64: its unsigned constants, written as int64
         x = (x ^ shift_right(x, 30)) * -0x40A7B892E31B1A47
         x = (x ^ shift_right(x, 27)) * -0x6B2FB644ECCEEE15
         return x ^ shift_right(x, 31)
 
     golden = -0x61C8864680B583EB
-    stream = salt * golden & (2**62 - 1)
+    stream = salt * golden & (2**62 - 1)  # the same from an int, which does not overflow
     seeds = mix(keys + stream)
     counter = torch.arange(math.prod(shape), device=keys.device)
     bits = mix(seeds[..., None] + counter)
-    numbers = shift_right(bits, 40).float() * 2**-24
+    numbers = shift_right(bits, 40).float() * 2**-24  # 24 bits: as many as float32 holds
     return numbers.view(*seeds.shape, *shape)
 
 
 class Linear(nn.Linear):
-    """nn.Linear on N x H x W x C. On a CPU, the same as a 1x1 convolution in channels-last memory.
+    """nn.Linear on N x H x W x C. On a CPU it runs as a 1x1 convolution, channels last.
 
     oneDNN's convolutions use AVX-512 on every processor that has it, MKL's matrix products on
     Intel's only. Elsewhere the convolution and its two gradients take half the time.
@@ -113,7 +114,7 @@ class KeyedDropout(nn.Module):
         self.salt = salt
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x: N x ...; keys: N int64, or None to draw them from torch's generator. As x."""
+        """x: N x ... -> the same. keys: N int64; None draws them from torch's generator."""
         if self.p == 0 or not self.training:
             return x
         if keys is None:
@@ -123,14 +124,14 @@ class KeyedDropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): leaves a branch out for whole images, p of them."""
+    """Stochastic depth (Huang et al., 2016): drops an image's residual branch with chance p."""
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
 
     def forward(self, branch: Tensor, numbers: Tensor | None) -> Tensor:
-        """N x H x W x C and N x 1 x 1 x 1 in [0, 1), None where nothing is left out. As branch."""
+        """branch: N x H x W x C -> the same. numbers: N x 1 x 1 x 1 in [0, 1); None drops none."""
         if numbers is None or self.p == 0:
             return branch
         return branch * (numbers >= self.p) / (1 - self.p)
@@ -153,7 +154,7 @@ def initialise(module: nn.Module) -> None:
         # Small enough for every residual branch to start near zero.
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
-        # Keeps the variance of what it passes on (He et al., 2015), per output.
+        # Keeps the variance of gradients from layer to layer (He et al., 2015, with fan-out).
         outputs = module.out_channels // module.groups
         fan_out = math.prod(module.kernel_size) * outputs
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

@@ -1,13 +1,13 @@
 """Mix Transformer (MiT), the hierarchical encoder of SegFormer.
 
 Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-2021, arXiv:2105.15203: section 3.1, the left half of figure 2, sizes of table 6 (with the published
-weights' MLP ratio 4).
+2021, arXiv:2105.15203: section 3.1, the left half of figure 2, and the sizes of table 6, but for
+the MLP ratio, which is 4 in every stage of the published weights.
 
-What differs from the paper's text is the memory, not the mathematics. Every feature map is
+What differs from the paper's text is the memory layout, not the mathematics. Every feature map is
 N x H x W x C: at once the token sequence N x (HW) x C of the attention and the channels-last image
-of the convolutions, so nothing is ever transposed. The sequence reduction is a matrix product over
-patches, which is what its strided convolution computes.
+of the convolutions, so no map is copied from one order to the other. The sequence reduction is a
+matrix product over patches, which is what its strided convolution computes.
 """
 
 from collections.abc import Iterator
@@ -54,9 +54,9 @@ class OverlapPatchMerging(nn.Module):
 
 
 class EfficientSelfAttention(nn.Module):
-    """Multi-head self-attention (equation 1) whose keys and values are fewer (equation 2).
+    """Multi-head self-attention (equation 1) with a shorter sequence for keys and values.
 
-    They come from a sequence R^2 times shorter.
+    Equation 2 makes it R^2 times shorter; reduction is R.
     """
 
     def __init__(self, channels: int, heads: int, reduction: int):
@@ -97,9 +97,9 @@ class EfficientSelfAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Equation 1, N x heads x L x d each.
+    """Equation 1. query: N x heads x L x d -> the same; key, value: N x heads x L' x d.
 
-    On a CPU in float32, whatever autocast says: its fused kernel is faster so.
+    On a CPU in float32 even under autocast: torch's fused CPU kernel is faster in it.
     """
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
@@ -128,13 +128,14 @@ class MixFFN(nn.Module):
         return self.contract(x)
 
 
-Draws = Tensor | tuple[None, None]  # for `DropPath`, of a block's two branches
+# The numbers that a block's two branches give to `DropPath`: 2 x N x 1 x 1 x 1, or no numbers.
+Draws = Tensor | tuple[None, None]
 
 
 class Block(nn.Module):
-    """Attention and Mix-FFN, each normalised before and added to its input.
+    """Attention and Mix-FFN, each behind a LayerNorm and with a residual connection.
 
-    place: of this block in the encoder, from 0 on.
+    place: the block's number in the whole encoder, from 0; its random numbers depend on it.
     """
 
     def __init__(
@@ -161,9 +162,10 @@ class Block(nn.Module):
 
 
 def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
-    """The numbers of stochastic depth, for N images x and each block of an encoder or a stage.
+    """For each block of an encoder or a stage, in order, the random numbers of stochastic depth.
 
-    Drawn for all blocks at once, because a draw is some 30 operators whatever its size.
+    keys: N int64; None draws them from torch's generator. x: any tensor of N images.
+    All blocks' numbers come from one draw, because a draw is some 30 operators whatever its size.
     """
     blocks = [module for module in part.modules() if isinstance(module, Block)]
     last = blocks[-1].drop_path
@@ -197,7 +199,9 @@ class Stage(nn.Module):
 class MixTransformer(nn.Module):
     """MiT-b0 to b5.
 
-    drop_path: the last block's rate of stochastic depth, grown linearly from 0 (paper: 0.1).
+    drop_path: the last block's rate of stochastic depth (paper: 0.1); rates grow linearly from 0 at
+        the first block.
+    norm_eps: of the LayerNorms of blocks and stages.
     """
 
     def __init__(

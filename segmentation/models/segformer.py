@@ -1,4 +1,4 @@
-"""SegFormer: the Mix Transformer encoder and a decoder that brings its four scales together.
+"""SegFormer: the Mix Transformer encoder and a decoder that joins its four scales.
 
 Xie et al., 2021, arXiv:2105.15203, figure 2. `MLPDecoder` is the paper's all-MLP head (section 3.2,
 equation 4). `ConvDecoder` is this project's own: learnable upsampling from scale to scale, and a
@@ -60,7 +60,7 @@ class MLPDecoder(nn.Module):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A depthwise transposed convolution that doubles both sides; it starts bilinear."""
+    """A depthwise transposed convolution that doubles both sides, at first bilinearly."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 4, stride=2, padding=1, groups=channels, bias=False)
@@ -68,7 +68,7 @@ class Upsample(nn.ConvTranspose2d):
         self.weight.data.copy_(torch.outer(side, side))
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32, whatever autocast says."""
+        """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32 even under autocast."""
         if x.device.type != "cpu":
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16
@@ -143,7 +143,7 @@ class SegFormer(nn.Module):
         self.encoder = MixTransformer(variant, in_channels, drop_path, norm_eps)
         width = 256 if variant in ("b0", "b1") else 768  # table 6
         if decoder == "conv":
-            width //= 2  # its cost is that of its channels at 1/4 of the image's size
+            width //= 2  # most of its cost is at 1/4 of the image's size, where width counts
         self.decoder = DECODERS[decoder](self.encoder.channels, num_classes, width, dropout)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 class UFormer(nn.Module):
     """Weighted mean of its members' softmax outputs: UFormer(unet, segformer, weights=(0.5, 0.5)).
 
-    weights: one non-negative number a member, or K numbers a member, one a class; equal by default.
-        They are scaled to sum to 1 over the members. They are trained as logarithms, so they stay
-        positive; a weight of exactly 0 stays 0.
-    Raises ValueError when they are not such numbers, or not as many as members.
+    weights: one non-negative number per member, or K numbers per member, one for each class; None
+        weighs all alike. They are scaled to sum to 1 over the members. They are trained as
+        logarithms, so they stay positive; a weight of exactly 0 stays 0.
+    ValueError when they are not such numbers, or not as many as members.
     """
 
     def __init__(self, *members: nn.Module, weights: Sequence | Tensor | None = None):
@@ -49,4 +49,4 @@ class UFormer(nn.Module):
         log_weights = self.log_weights.log_softmax(0)[:, None, :, None, None]
         # A weight of 0 has an infinite logarithm; logsumexp's gradient is finite even there.
         mean = (log_probability + log_weights).logsumexp(0)
-        return mean.log_softmax(1)  # weights by class do not sum to one
+        return mean.log_softmax(1)  # with weights by class the K means do not sum to 1

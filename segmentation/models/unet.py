@@ -5,8 +5,9 @@ arXiv:1505.04597, figure 1: a contracting path, an expansive path, and skips tha
 resolution across. The contracting path is ResNet18 (He et al., 2016, arXiv:1512.03385, table 1)
 without its classifier.
 
-What differs from figure 1: convolutions are padded and normalised; an expansion has one of them;
-the expansive path ends at half the image's size, where the logits are made and interpolated.
+What differs from figure 1: convolutions are padded and followed by BatchNorm; a step of the
+expansive path has one convolution, not two; this path ends at half the image's size, where the
+logits are made, which are then interpolated.
 """
 
 import torch
@@ -99,7 +100,7 @@ class ResNet18UNet(nn.Module):
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
         """RGB in [0, 1], N x 3 x H x W, H and W >= 32 -> logits N x K x H x W.
 
-        keys: unused, nothing is drawn here.
+        keys: unused, because a U-Net draws nothing at random.
         """
         check_size(image)
         x, *skips = reversed(self.encoder(self.normalise(image)))
