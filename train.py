@@ -46,6 +46,7 @@ from segmentation.recipes import (
     learning_rate_factor,
     optimizer_for,
     sample_divisor,
+    set_learning_rate,
 )
 from segmentation.report.curves import curves_svg
 from segmentation.training.clock import Clock, Stopped
@@ -156,8 +157,7 @@ def main() -> None:
         parallel.compile(dynamic=False)
 
     # 6. Optimizer and schedule.
-    trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
-    optimizer = optimizer_for(recipe, trained, device)
+    optimizer = optimizer_for(recipe, parallel.named_parameters(), device)
     scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     progress = Progress(lr=recipe.lr, epoch_began=clock.now())
     if saved:
@@ -395,8 +395,8 @@ def train_one_epoch(run: Run, loader: DataLoader, criterion: nn.Module, amp: boo
         waited += clock.now() - asked
         time_used = clock.time_used()
         share = progress.share(progress.step, steps, recipe.epochs, time_used)
-        for group in run.optimizer.param_groups:
-            group["lr"] = progress.lr * learning_rate_factor(recipe, time_used, share)
+        rate = progress.lr * learning_rate_factor(recipe, time_used, share)
+        set_learning_rate(run.optimizer, rate)
         loss = training_step(run.parallel, criterion, run.optimizer, batch, amp)
         progress.loss_sum += loss
         progress.step += 1
@@ -459,7 +459,7 @@ def finish_epoch(run: Run, scores: dict, trained_until: float) -> None:
         scores["loss"],
         scores["miou"],
         scores["mpa"],
-        groups[0]["lr"],
+        groups[0]["lr"] / groups[0]["lr_share"],
         now - progress.epoch_began,
         trained_images / (trained_until - progress.epoch_began),
     )

@@ -23,7 +23,17 @@ from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
 from .recipes import RECIPES, Recipe, recipe_for
 
-RECIPE_FLAGS = ("epochs", "batch_size", "lr", "augment", "alpha", "beta", "drop_path", "dropout")
+RECIPE_FLAGS = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "encoder_lr",
+    "augment",
+    "alpha",
+    "beta",
+    "drop_path",
+    "dropout",
+)
 SCENES_DEFAULTS = {"encoder_weights": "none", "max_minutes": 5.0}  # nothing to download
 
 
@@ -171,6 +181,12 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
         help="of all ranks together",
     )
     add("--lr", type=positive_float, help="highest learning rate")
+    add(
+        "--encoder-lr",
+        type=positive_float,
+        metavar="F",
+        help="the encoder's learning rate, as a share of --lr",
+    )
     add(
         "--alpha",
         type=non_negative_float,

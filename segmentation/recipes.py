@@ -28,6 +28,7 @@ class Recipe:
     batch_size: int  # of all ranks together
     lr: float
     augment: int  # extra augmented samples an epoch
+    encoder_lr: float = 1.0  # the encoder's learning rate, as a share of lr
     alpha: float = 0.3  # Tversky's weight of false positives
     beta: float = 0.7  # and of false negatives
     drop_path: float = 0.0  # SegFormer: stochastic depth
@@ -96,13 +97,31 @@ def criterion_for(recipe: Recipe, pixels: list[int]) -> nn.Module:
 
 
 def optimizer_for(
-    recipe: Recipe, parameters: Iterable[nn.Parameter], device: torch.device
+    recipe: Recipe, parameters: Iterable[tuple[str, nn.Parameter]], device: torch.device
 ) -> Optimizer:
-    fused = device.type in ("cpu", "cuda")
-    decay = recipe.weight_decay
-    if decay is None:
-        return Adam(parameters, recipe.lr, fused=fused)
-    return AdamW(parameters, recipe.lr, weight_decay=decay, fused=fused)
+    """Adam or AdamW over those of the named parameters that are trained.
+
+    A group's `lr_share` is the share of the learning rate that its parameters take. Vectors, which
+    are biases and what normalisation scales by, do not decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        share = recipe.encoder_lr if "encoder." in name else 1.0
+        decay = recipe.weight_decay if recipe.weight_decay and parameter.dim() > 1 else 0.0
+        if parameter.requires_grad:
+            groups.setdefault((share, decay), []).append(parameter)
+    options = [
+        {"params": members, "lr_share": share, "weight_decay": decay}
+        for (share, decay), members in groups.items()
+    ]
+    kind = Adam if recipe.weight_decay is None else AdamW
+    return kind(options, recipe.lr, fused=device.type in ("cpu", "cuda"))
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Each group takes its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_share"] * rate
 
 
 def learning_rate_factor(recipe: Recipe, time_used: float, progress: float) -> float:

@@ -146,7 +146,7 @@ def test_a_step_over_ranks(model, operators, recipe):
     with ranks(4), Pretended() as seen:
         criterion = criterion_for(RECIPES[recipe], [5, 4, 3]).to(CUDA)
         parallel = distribute_model(MODELS[model](3).to(CUDA), "ddp", CUDA, criterion)
-        optimizer = optimizer_for(RECIPES[recipe], parallel.parameters(), CUDA)
+        optimizer = optimizer_for(RECIPES[recipe], parallel.named_parameters(), CUDA)
         for _ in range(3):  # the first steps make the optimizer's state and sort the buckets
             seen.waits.clear()
             seen.launched.clear()
@@ -166,7 +166,7 @@ def test_ranks_with_the_same_images_have_the_gradient_of_one(float64, smallest_b
     there, batch = copy.deepcopy(here), batch_of(2)
 
     def gradient_of(model: nn.Module, criterion: nn.Module, device: torch.device) -> list[Tensor]:
-        optimizer = optimizer_for(RECIPES[recipe], model.parameters(), device)
+        optimizer = optimizer_for(RECIPES[recipe], model.named_parameters(), device)
         train.training_step(model, criterion, optimizer, batch)
         return [parameter.grad.cpu() for parameter in model.parameters()]
 

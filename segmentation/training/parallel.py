@@ -20,7 +20,7 @@ from ..distributed import gather, rank, world_size
 from ..models import build_model
 from ..models.mix_transformer import Stage
 from ..models.uformer import UFormer
-from .pipeline import Pipeline, Single, encoder_levels, own_places
+from .pipeline import Pipeline, Single, encoder_levels
 from .sync_batchnorm import synchronise_batchnorm
 
 ParallelModel = nn.Module | Pipeline  # what `distribute_model` gives
@@ -113,39 +113,47 @@ def whole_model(parallel: ParallelModel, config: dict) -> nn.Module:
 
 
 def whole_optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict:
-    """Collective: the optimizer's whole state_dict, as one process has it, on every rank."""
-    saved = optimizer.state_dict()
-    state = {}
-    for index, entry in saved["state"].items():
-        state[index] = {key: full_tensor(value) for key, value in entry.items()}
-    groups = saved["param_groups"]
+    """Collective: a state_dict of the whole optimizer, the same on every rank.
+
+    Numbers stand for trained parameters in the model's order, however groups and ranks share them.
+    """
+    places: dict[Tensor, int] = {
+        parameter: place for place, parameter in enumerate(trained_parameters(parallel))
+    }
+    state = [
+        (places[parameter], {key: full_tensor(value) for key, value in entry.items()})
+        for parameter, entry in optimizer.state.items()
+    ]
+    groups = [
+        group | {"params": [places[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     if isinstance(parallel, Pipeline):
-        places = own_places(parallel)
-        own = []
-        for index, entry in state.items():
-            on_cpu = {key: value.cpu() for key, value in entry.items()}
-            own.append((places[index], on_cpu))
-        state = dict(sorted(gather(own)))
-        all_parameters = [i for i, _ in enumerate(parallel.model.parameters())]
-        groups = [groups[0] | {"params": all_parameters}]
-    return {"state": state, "param_groups": groups}
+        on_cpu = [(place, {k: v.cpu() for k, v in entry.items()}) for place, entry in state]
+        state = gather(on_cpu)
+        groups = gather(groups)
+    return {"state": dict(sorted(state)), "param_groups": groups}
 
 
 def load_optimizer_state(parallel: ParallelModel, optimizer: Optimizer, saved: dict) -> None:
     """Take this rank's part of what `whole_optimizer_state` gave, by any strategy."""
     state: dict = saved["state"]
-    groups = saved["param_groups"]
-    if isinstance(parallel, Pipeline):
-        places = own_places(parallel)
-        state = {own: state[place] for own, place in enumerate(places) if place in state}
-        own_parameters = list(range(len(places)))
-        groups = [groups[0] | {"params": own_parameters}]
-    trained = optimizer.param_groups[0]["params"]
-    own_state = {}
-    for index, entry in state.items():
-        parameter = trained[index]
-        own_state[index] = {key: as_parameter(value, parameter) for key, value in entry.items()}
-    optimizer.load_state_dict({"state": own_state, "param_groups": groups})
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {parameter: number for number, parameter in enumerate(own)}
+    own_state = {
+        numbers[parameter]: {
+            key: as_parameter(value, parameter) for key, value in state[place].items()
+        }
+        for place, parameter in enumerate(trained_parameters(parallel))
+        if parameter in numbers and place in state
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": own_state})
+
+
+def trained_parameters(parallel: ParallelModel) -> list[nn.Parameter]:
+    """Of the whole model, in its order; in a pipeline those of other ranks are on meta."""
+    whole = parallel.model if isinstance(parallel, Pipeline) else parallel
+    return [parameter for parameter in whole.parameters() if parameter.requires_grad]
 
 
 def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -197,9 +197,12 @@ class Pipeline:
                     child.to("meta")
         self.shape: torch.Size | None = None
 
-    def parameters(self) -> Iterator[nn.Parameter]:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This rank's, in the model's order."""
-        return (parameter for parameter in self.model.parameters() if not parameter.is_meta)
+        return ((name, own) for name, own in self.model.named_parameters() if not own.is_meta)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self.named_parameters())
 
     def compile(self, **options: Any) -> None:
         for layer in self.part.layers:
@@ -255,8 +258,3 @@ class Pipeline:
             loss_fn=lambda dummy_loss, _: dummy_loss.sum(),
             scale_grads=False,
         )
-
-
-def own_places(pipeline: Pipeline) -> list[int]:
-    """The places of this rank's parameters in the whole model."""
-    return [i for i, parameter in enumerate(pipeline.model.parameters()) if not parameter.is_meta]

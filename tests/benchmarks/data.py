@@ -168,7 +168,7 @@ def model_step(data: SegmentationDataset) -> Callable[[], int]:
     """STEPS steps of --recipe fast --amp on one batch of half size, which count their images."""
     model = SegFormer(len(data.classes))
     criterion = criterion_for(RECIPES["fast"], data.pixel_counts["train"])
-    optimizer = optimizer_for(RECIPES["fast"], model.parameters(), torch.device("cpu"))
+    optimizer = optimizer_for(RECIPES["fast"], model.named_parameters(), torch.device("cpu"))
     batch = next(iter(loader(data, workers=0)))
 
     def steps() -> int:

@@ -33,7 +33,7 @@ from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.samples import EpochOrder
 from segmentation.evaluation.scoring import score_split
 from segmentation.models import build_model
-from segmentation.recipes import RECIPES, criterion_for, optimizer_for
+from segmentation.recipes import RECIPES, criterion_for, optimizer_for, set_learning_rate
 from segmentation.training import parallel
 from segmentation.training.pipeline import Pipeline
 from train import training_step
@@ -152,13 +152,13 @@ def run(
     history, gradient, began = [], {}, 0.0
     with planted(mistake):
         spread = parallel.distribute_model(bare, way, place, criterion)
-        trained = [p for p in spread.parameters() if p.requires_grad]
-        optimizer = optimizer_for(RECIPES[recipe], trained, place)
+        optimizer = optimizer_for(RECIPES[recipe], spread.named_parameters(), place)
         plateau = {"factor": 0.5, "patience": 0, "threshold": 0.5}
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **plateau)
         if saved:
             parallel.load_optimizer_state(spread, optimizer, saved["resume"]["optimizer"])
             scheduler.load_state_dict(saved["resume"]["scheduler"])
+            set_learning_rate(optimizer, scheduler.get_last_lr()[0])
         share, shares = parallel.rank_slice(way)
         rows = EpochOrder(BATCH, BATCH, seed=0, rank=share, world=shares).slice
         batches = [batch_of(step) for step in range(first, first + steps)]

@@ -39,7 +39,7 @@ def measure(model: str, size: int, batch: int, steps: int) -> dict:
     bare = build_model({"model": model, "num_classes": 5}).train()
     criterion, cpu = TverskyLoss(), torch.device("cpu")
     spread = parallel.distribute_model(bare, "ddp", cpu, criterion)
-    optimizer = optimizer_for(RECIPES["deck"], spread.parameters(), cpu)
+    optimizer = optimizer_for(RECIPES["deck"], spread.named_parameters(), cpu)
     share = batch // distributed.world_size()
     own = {
         "image": torch.randint(256, (share, 3, size, size), dtype=torch.uint8),
