@@ -405,7 +405,7 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
         {},
         "--label-map 255=1",
     ),
-    "0 and 15": (lambda r: stored_values(r, 0, 15), {}, "only 2 of 0..15: say --label-map 15=1"),
+    "0 and 15": (lambda r: stored_values(r, 0, 15), {}, "labels 0..15: say --label-map 15=1"),
     "one class": (one_class, {}, r"only the labels \[0\]"),
     "three labels, binary": (
         lambda r: None,

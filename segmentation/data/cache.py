@@ -1,8 +1,8 @@
 """A store of uint8 arrays that are mapped into memory, so that every file is decoded once.
 
-Images of any size are handled alike; ranks and workers share the arrays through the page cache.
-An entry is a folder (array.npy, record.json) that appears by one rename: it is whole or not there,
-and two processes may make the same one. Deleting the cache folder is always safe between runs.
+Ranks and workers share the arrays through the page cache, and a crop reads its own window alone.
+An entry is a folder (array.npy, record.json) that appears by one rename: it is complete or absent,
+and two processes may write the same one. Deleting the cache folder is always safe between runs.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ VERSION = 1  # part of every key: raise it when decoding changes
 
 
 def entry_of(*parts: object) -> Path:
-    """The folder of the entry with this key."""
+    """The folder of an entry. parts: all that its array depends on; the name is their digest."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = repr((VERSION, *parts)).encode()
     return Path(base) / "segmentation" / hashlib.blake2b(key, digest_size=16).hexdigest()
 
 
 def load_record(entry: Path) -> dict[str, Any] | None:
-    """What `store` returned for this entry; None if it is not there or not whole.
+    """What `store` returned for this entry; None if it is absent or incomplete.
 
     Reads no pixel.
     """

@@ -18,7 +18,8 @@ DRONE_COLOURS = {
     "moving": 0xFF1493,
     "landable": 0xA9A9A9,
 }
-# The TU Graz ids 0..23 of drone originals and of the built-in scenes, in groups.
+# Classes, and the ids of the TU Graz data set that each groups. The original drone masks and the
+# built-in scenes store these ids, 0..23; scenes/ids.py names those that scenes use.
 FIVE_GROUPS = {
     "obstacles": [0, 6, 10, 11, 12, 13, 14, 21, 22, 23],
     "water": [5, 7],
@@ -54,7 +55,7 @@ CAMVID = ClassTable(
 def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
     """Two classes for the binary task, else five.
 
-    grouped: masks store the labels themselves, not the TU Graz ids.
+    grouped: masks store the labels already, not the TU Graz ids.
     """
     groups = TWO_GROUPS if task == "binary" else FIVE_GROUPS
     labels = {stored: label for label, ids in enumerate(groups.values()) for stored in ids}
@@ -66,16 +67,17 @@ def numbered_classes(count: int) -> ClassTable:
     """Names "0", "1", ... and colours of well separated hues, for labels that nothing names."""
     palette = []
     for index in range(count):
-        hue = index * 0.618034 % 1
+        hue = index * 0.618034 % 1  # steps of the golden ratio keep any number of hues apart
         colour = colorsys.hsv_to_rgb(hue, 0.75, 0.95)
         palette.append([round(255 * part) for part in colour])
     return ClassTable([str(index) for index in range(count)], palette)
 
 
 def read_classes(path: Path) -> ClassTable:
-    """Read classes.csv: index,name,r,g,b; a first line of titles may stand.
+    """Read classes.csv: lines of index,name,r,g,b; a first line of titles is skipped.
 
-    Indices are 0..K-1, each once; a row of index 255 gives the colour of ignored pixels.
+    Indices are 0..K-1, each once; a line of index 255 gives the colour of ignored pixels. BadInput
+    for anything else.
     """
     names: dict[int, str] = {}
     palette = {}

@@ -1,7 +1,8 @@
 """Data sets: folders of image/mask pairs in one of the known layouts, and the built-in scenes.
 
-Opening a set reads every pair once (later its cache entry), lists all that is wrong in one message,
-and counts the pixels of each class. Nothing is silently converted, guessed or left out.
+Opening a set reads every pair (the next time its cache entry instead), lists all that is wrong in
+one message, and counts the pixels of each class. Nothing is silently converted, guessed or left
+out.
 """
 
 import os
@@ -32,7 +33,7 @@ SCENE_SIZE = (256, 256)
 
 @dataclass(frozen=True)
 class SegmentationDataset:
-    """Checked image/mask pairs.
+    """Checked image/mask pairs. root: an absolute path, or "scenes".
 
     The name of a pair is the image's path below the root, or "train/0007" for a scene.
     """
@@ -42,7 +43,7 @@ class SegmentationDataset:
     task: str
     seed: int
     label_map: dict[int, int]
-    image_size: Size | None  # (H, W) of all images; None: of the files
+    image_size: Size | None  # (H, W) that all images have; None: each has its file's
     classes: list[str]
     palette: list[list[int]]
     splits: Splits
@@ -50,11 +51,11 @@ class SegmentationDataset:
     skipped: list[str] = field(default_factory=list)  # sentences on what was left out
 
     def image(self, name: str) -> ndarray:
-        """uint8 H x W x 3, mapped from the cache, read-only; of `image_size` if that is set."""
+        """uint8 H x W x 3, a read-only memory map; of `image_size` if that is set."""
         return load_array(self.pairs[name].image)
 
     def mask(self, name: str) -> ndarray:
-        """uint8 h x w, labels 0..K-1 and 255, mapped from the cache, read-only.
+        """uint8 h x w, labels 0..K-1 and 255, a read-only memory map.
 
         Always of the file's own size.
         """
@@ -62,7 +63,7 @@ class SegmentationDataset:
 
     @cached_property
     def pixel_counts(self) -> dict[str, list[int]]:
-        """Pixels of each class in the masks of each split."""
+        """Split -> pixels of each class in its masks, K numbers; 255 is not counted."""
         K = len(self.classes)
         return {
             split: _count_labels(self.pairs[name] for name in names)[:K].tolist()
@@ -95,13 +96,13 @@ def open_dataset(
     image_size: Size | None = None,
     splits: Splits | None = None,
 ) -> SegmentationDataset:
-    """Open "scenes" or a folder, read and check every pair.
+    """Open "scenes" or a folder; read and check every pair.
 
     Args:
         task: "multiclass" or "binary".
         seed: shuffles train and val where the folder gives no splits; draws the scenes.
         label_map: stored value -> label, applied before anything else (see `parse_label_map`).
-        skip_bad: leave bad pairs out (sentences in `skipped`) where otherwise they stop the run.
+        skip_bad: leave bad pairs out, with a sentence each in `skipped`, instead of BadInput.
         image_size: (H, W) that images are resized to; masks keep their size. Scenes are rendered
             at it.
         splits: a checkpoint's {"train": names, "val": ..., "test": ...}: used as they are, other
@@ -151,7 +152,7 @@ def _open_scenes(
     size: Size,
     stored: Splits | None,
 ) -> tuple[Splits, dict[str, Pair]]:
-    """The splits, and the pair of each name."""
+    """The splits, and the pair of each name. stored: a checkpoint's splits."""
     drawn = {
         split: [f"{split}/{index:04d}" for index in range(count)]
         for split, count in scenes.IMAGES_PER_SPLIT.items()
@@ -160,10 +161,10 @@ def _open_scenes(
     unknown = [name for split in drawn for name in splits[split] if name not in drawn[split]]
     if unknown:
         raise BadInput(
-            f"{unknown[0]}: no such scene; is this checkpoint from another version of the program?"
+            f"{unknown[0]}: no such scene, so the checkpoint is of another version: train it again"
         )
     sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
-    version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer
+    version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer's source
     pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
     return splits, pairs
 
@@ -177,7 +178,7 @@ def _open_folder(
     stored: Splits | None,
     skip_bad: bool,
 ) -> tuple[str, ClassTable, Splits, dict[str, Pair], list[str]]:
-    """The layout, the classes, the splits, the good pairs, and a sentence on each bad one."""
+    """The layout's name, the classes, the splits, the good pairs, a sentence on each problem."""
     try:
         layout = find_layout(root, task)
     except OSError as error:
@@ -248,7 +249,7 @@ def _choose_splits(
 
 
 def _in_threads(read: Callable[[str], Any], splits: Splits) -> dict[str, Any]:
-    """name -> read(name)"""
+    """name -> read(name), for the names of all splits."""
     names = [name for names in splits.values() for name in names]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -300,7 +301,7 @@ def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> Segmentat
     data = open_dataset(root, **described)
     classes = meta["classes"]
     if described["splits"] is not None and len(data.classes) <= len(classes):
-        # A split may lack the highest labels.
+        # Without classes.csv the classes are those that masks hold; these may lack the last ones.
         data = replace(data, classes=classes, palette=meta["palette"])
     if data.classes != classes:
         raise BadInput(

@@ -13,14 +13,15 @@ from .problems import Unreadable
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow by itself refuses to open a file (it warns at half of that)
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255
-EXIF_ORIENTATION = 274  # the number of a tag, as the next
+EXIF_ORIENTATION = 274  # tags of EXIF and TIFF, by number
 TIFF_BANDS = 277
 
 
 def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Image, str]:
     """An image file -> (8-bit RGB image, digest of the file).
 
-    An EXIF orientation is followed only where the mask's size says that the mask is turned too.
+    An EXIF orientation is applied only if it swaps width and height and the mask has the size that
+    results, so that the mask is turned too; or if there is no mask.
 
     mask_size: (width, height) of the mask, None if there is none or it could not be read.
     """
@@ -40,8 +41,8 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
         image = ImageOps.exif_transpose(image)
     elif orientation in range(2, 9):
         raise Unreadable(
-            f"has EXIF orientation {orientation}, and its mask's size does not say that the mask "
-            "is turned too; save the image as the mask sees it, without the tag"
+            f"has EXIF orientation {orientation}, and no mask of the turned size says to apply it; "
+            "turn the image itself, as its mask is, and save it without the tag"
         )
     return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
 
@@ -50,7 +51,7 @@ def read_mask(path: Path, colours: dict[int, int] | None) -> ndarray:
     """A mask file -> stored values, uint8 H x W.
 
     Grey and palette masks store the values themselves, colour masks the colours of classes.csv.
-    Alpha is not looked at.
+    An alpha channel is dropped.
 
     colours: 0xRRGGBB -> stored value, None without classes.csv.
     """

@@ -1,4 +1,4 @@
-"""From stored mask values to labels: --label-map, the table of all 256 values, and what cannot be.
+"""From stored mask values to labels: --label-map, the table of all 256 values, and its checks.
 
 A stored value is what the mask file holds. A label is 0..K-1, the index of a class, or IGNORED.
 """
@@ -59,9 +59,9 @@ def parse_label_map(text: str) -> dict[int, int]:
 
 
 def label_table(classes: ClassTable | None, label_map: dict[int, int]) -> np.ndarray:
-    """256 int16: stored value -> label, -1 undeclared. The label map comes first.
+    """Stored value -> label, 256 int16; -1 for a value that no class declares.
 
-    Without a class table every value is a label.
+    The label map comes first, then the class table. Without a class table every value is a label.
     """
     table = [label_map.get(value, value) for value in range(256)]
     if classes is not None:
@@ -71,7 +71,7 @@ def label_table(classes: ClassTable | None, label_map: dict[int, int]) -> np.nda
 
 
 def check_declared(counts: list[int], table: np.ndarray) -> None:
-    """Unreadable if a mask stores values without a label.
+    """Unreadable if a mask stores values that no class declares.
 
     counts: pixels of each stored value 0..255; table: of `label_table`.
     """
@@ -95,9 +95,9 @@ def check_declared(counts: list[int], table: np.ndarray) -> None:
 
 
 def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
-    """ "", or one sentence on why the labels of all masks together make no sense.
+    """One sentence on why the labels of all masks together make no sense; "" if they do.
 
-    counts: pixels of each label 0..255; declared: the data set says what its classes are.
+    counts: pixels of each label 0..255; declared: classes.csv or the layout names the classes.
     """
     present = np.flatnonzero(counts[:IGNORED]).tolist()
     held = np.count_nonzero(counts)
@@ -123,7 +123,7 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
     if 2 * len(present) < highest + 1:
         advice = ",".join(f"{old}={new}" for new, old in enumerate(present) if old != new)
         return (
-            f"masks hold only {len(present)} of 0..{highest}: "
+            f"masks hold only {len(present)} of the labels 0..{highest}: "
             f"say --label-map {advice}, or write classes.csv"
         )
     return ""

@@ -50,14 +50,15 @@ Splits = dict[str, list[str]]  # split -> names
 
 
 class Folders(NamedTuple):
-    """Two folders whose files pair."""
+    """A folder of images and the folder of their masks."""
 
     images: Path
     masks: Path
     split: str | None = None  # None: the data set gives no splits
 
 
-Recognised = tuple[str, list[Folders], ClassTable | None]  # a layout, its files not yet listed
+# A layout whose files are not listed yet: its name, folders and classes.
+Recognised = tuple[str, list[Folders], ClassTable | None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Layout:
 def find_layout(root: Path, task: str) -> Layout:
     """Recognise the folder and pair its files.
 
-    Raises BadInput that prints what was looked for if it is none of the known layouts.
+    BadInput, with a list of the layouts looked for, if it is none of them.
     """
     name, folders, classes = _recognise(root, task)
     pairs: dict[str, str] = {}
@@ -97,6 +98,7 @@ def find_layout(root: Path, task: str) -> Layout:
 
 
 def _recognise(root: Path, task: str) -> Recognised:
+    """The layout of the root, or of the only folder in it."""
     if not root.is_dir():
         raise BadInput(
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
@@ -122,6 +124,7 @@ def _child(folder: Path, *names: str) -> Path | None:
 
 
 def _camvid(base: Path, task: str) -> Recognised | None:
+    """CamVid in SegNet's split, or None."""
     if not ((base / "train").is_dir() and (base / "trainannot").is_dir()):
         return None
     if task == "binary":
@@ -131,6 +134,7 @@ def _camvid(base: Path, task: str) -> Recognised | None:
 
 
 def _generic(base: Path, task: str) -> Recognised | None:
+    """The generic layout, with splits or without, or None."""
     folders = _images_and_masks(base)
     if not folders:
         by_split = {split: _images_and_masks(base / split, split) for split in SPLITS}
@@ -157,6 +161,7 @@ def _images_and_masks(folder: Path, split: str | None = None) -> list[Folders]:
 
 
 def _drone(root: Path, task: str) -> Recognised | None:
+    """The one drone set below the root that has masks for the task, or None if there is no set."""
     found: dict[str, list[Folders]] = {}
     for name, folders in _drone_sets(root):
         found.setdefault(name, []).append(folders)
@@ -172,7 +177,7 @@ def _drone(root: Path, task: str) -> Recognised | None:
         )
     if len(found[name]) > 1:
         places = ", ".join(str(folders.images.parent) for folders in found[name])
-        raise BadInput(f"{root}: several data sets: {places}; name one")
+        raise BadInput(f"{root}: several data sets: {places}; give --data one")
     classes = drone_classes(task, grouped=name != "drone original")
     return name, found[name], classes
 
@@ -195,7 +200,10 @@ def _drone_sets(root: Path) -> Iterator[tuple[str, Folders]]:
 
 
 def _drone_name(images: Path) -> str:
-    """Which of two sets whose folders share their names: their photographs differ in format."""
+    """The five-class set or the original: their folders have the same names.
+
+    The photographs are PNG in the first and JPEG in the other.
+    """
     if "classes_dataset" in images.parts:
         return "drone"
     png = any(path.suffix.lower() == ".png" for path in images.iterdir())

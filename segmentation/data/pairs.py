@@ -1,4 +1,4 @@
-"""One image/mask pair, through the cache: read from its files, or rendered."""
+"""Bring one image/mask pair into the cache: decode its two files, or render a scene."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from .images import histogram, read_image, read_mask
 from .labels import check_declared
 from .problems import Unreadable
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # height, width
 
 
 class Pair(NamedTuple):
@@ -35,7 +35,11 @@ def read_pair(
     colours: dict[int, int] | None,
     size: Size | None,
 ) -> Pair | list[str]:
-    """The cache entries of a pair, made now where missing; or all that is wrong with it."""
+    """The cache entries of a pair, made now where missing; or all that is wrong with it.
+
+    name, mask_name: the two files, below root. table: see `label_table`; colours: see `ClassTable`.
+    size: the image is resized to it; None: it keeps its own, as masks always do.
+    """
     image_file = root / name
     mask_file = root / mask_name
     try:
@@ -43,7 +47,7 @@ def read_pair(
         mask_key = _file_key(mask_file)
     except OSError as error:
         return [f"{name} or {mask_name}: cannot be opened ({error.strerror}); mend or remove it"]
-    # An image entry says that the image was checked against this very mask file.
+    # The image's key holds the mask's too: an entry exists only if this pair's sizes were compared.
     image_entry = entry_of([image_key, mask_key], size)
     mask_entry = entry_of(mask_key, table.tobytes(), colours)
     image_record = load_record(image_entry)
@@ -68,7 +72,7 @@ def read_pair(
             if problems:
                 return problems
             if size:
-                # Pillow widens its filter with the scale, so this does not alias.
+                # Pillow widens its filter with the scale, so a smaller image is not aliased.
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR)
             image_record = store(image_entry, np.asarray(image), digest=digest)
 
@@ -79,7 +83,7 @@ def read_pair(
 
 @contextmanager
 def _noting(problems: list[str], name: str) -> Iterator[None]:
-    """Turn Unreadable into a problem of that file."""
+    """Unreadable, raised inside this context, becomes a problem of the file `name`."""
     try:
         yield
     except Unreadable as reason:
@@ -87,7 +91,7 @@ def _noting(problems: list[str], name: str) -> Iterator[None]:
 
 
 def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
-    """Unreadable if an image and its mask, both (width, height), differ in size."""
+    """Unreadable if an image and its mask differ in size. Both are (width, height) here."""
     if image == mask:
         return
     advice = "export the mask again"
@@ -99,7 +103,7 @@ def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
 
 
 def _file_key(path: Path) -> tuple[str, int, int]:
-    """A file's path, size and time of change: another key, another content."""
+    """A file's path, size in bytes and time of change, which change with its content."""
     stat = path.stat()
     return str(path), stat.st_size, stat.st_mtime_ns
 
@@ -111,7 +115,10 @@ def render_pair(
     size: Size,
     table: ndarray,
 ) -> Pair:
-    """The cache entries of a scene, made now where missing."""
+    """The cache entries of a scene, made now where missing.
+
+    version: stands for the renderer's source. name: "train/0007". table: TU Graz id -> label.
+    """
     image_entry = entry_of(version, seed, name, size, "image")
     ids_entry = entry_of(version, seed, name, size, "ids")
     mask_entry = entry_of(ids_entry, table.tobytes())

@@ -1,6 +1,6 @@
-"""What is wrong with a data set: one sentence a problem, and one message of them all.
+"""What is wrong with a data set: a sentence for each problem, and one message of them all.
 
-A problem is a sentence: the file, what is wrong with it, what to do.
+A problem is such a sentence: the file, what is wrong with it, what to do.
 """
 
 LISTED = 50
@@ -12,10 +12,10 @@ class Unreadable(Exception):
 
 
 def listing(title: str, problems: list[str]) -> str:
-    """A message of one line a problem, long lists cut.
+    """A message with a line for each problem, at most LISTED of them.
 
-    A set's masks are antialiased one and all. If many are, the message says it once, at its end:
-    a line for each mask would push other problems off the list.
+    Where one mask is antialiased, mostly all masks are. Beyond three the message says so once, at
+    its end: a line for each mask would push other problems off the list.
     """
     antialiased = [problem for problem in problems if problem.endswith(ANTIALIASED)]
     last = []

@@ -1,6 +1,6 @@
-"""Training samples, their order and the loader.
+"""Training samples and their order.
 
-Every draw is keyed by (seed, epoch, index), never by a rank, a worker or a process.
+Every random draw depends on (seed, epoch, index) alone, not on a rank, a worker or a process.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from .transforms import draw_deck, draw_fast, draw_window, transform_pair
 
 SMALLEST = 32  # side of a sample: models take no less
 
-Key = tuple[int, int, int]  # epoch, index, divisor
+Key = tuple[int, int, int]  # epoch, index, divisor: what the loader asks for
 
 
 class TrainingSamples(Dataset):
@@ -25,10 +25,10 @@ class TrainingSamples(Dataset):
     Args:
         data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) ->
             uint8 labels.
-        crop: (h, w) of a random window of every sample; None: windows of the images' size.
+        crop: (h, w) of the random window that a sample shows; None: the images' size.
         augment: how many extra samples there are.
         augmentation: "deck" augments the extra samples, "fast" the images themselves too.
-        scale_range: of the fast augmentation.
+        scale_range: smallest and largest scale of the fast augmentation.
 
     Raises:
         BadInput: if the split is empty, or its images differ in size and `crop` is None.
@@ -51,7 +51,7 @@ class TrainingSamples(Dataset):
         self.augment = augment
         self.seed = seed
         fast = partial(draw_fast, scale_range=scale_range)
-        # How the images themselves are drawn, and how the extra samples.
+        # What draws the augmentation of an image itself, and that of an extra sample.
         draws: dict[str, list[Callable]] = {"deck": [draw_window, draw_deck], "fast": [fast, fast]}
         self.draw_image, self.draw_extra = draws[augmentation]
         if not self.names:
@@ -84,9 +84,9 @@ class TrainingSamples(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The sample of (epoch, index, divisor): image, mask, key, name.
 
-        image: uint8 3 x h x w; mask: uint8 h x w; key: 63 bits, of seed, epoch and index; name: of
-        the image. The divisor shrinks the view: h and w are divided by it, or by as much as leaves
-        them 32.
+        image: uint8 3 x h x w; mask: uint8 h x w; key: 63 random bits of this sample, from which
+        the model draws dropout; name: of the image. The divisor shrinks the view: it divides h and
+        w, but leaves them 32 or more.
         """
         epoch, index, divisor = key
         generator = np.random.default_rng([self.seed, epoch, index])

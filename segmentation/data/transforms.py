@@ -1,4 +1,4 @@
-"""Joint augmentation: one map from output to source, one sampling of image and mask.
+"""Joint augmentation: one map from output to source, by which image and mask are sampled once.
 
 Positions are continuous (x, y) in pixels: pixel i covers [i, i + 1), its centre is i + 0.5. Flips,
 rotation, central crop, resizing back and the random window compose into one affine map. So a pixel
@@ -31,7 +31,7 @@ class Augmentation:
     degrees: float = 0.0  # of rotation about the centre, counter-clockwise as seen
     central_crop: float = 1.0  # fraction of each side that is shown, resized to the full size
     position: tuple[float, float] = (0.5, 0.5)  # of the window: vertical, horizontal, in [0, 1)
-    scale: float = 1.0  # of the view's sides
+    scale: float = 1.0  # the view's sides over the source's
     saturation: float = 1.0  # factor on each pixel's distance from its grey
     contrast: float = 1.0  # factor on each pixel's distance from the view's mean
     brightness: float = 1.0  # factor on that mean
@@ -66,9 +66,10 @@ def draw_deck(generator: Generator) -> Augmentation:
 
 
 def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augmentation:
-    """The fast recipe's: a horizontal flip with p = 0.5, a scale, 0.7 to 1.3 of the light.
+    """The fast recipe's: a horizontal flip with p = 0.5, a scale, and changed light.
 
-    The scale is uniform in the logarithm: as often 1 / s as s.
+    The scale is log-uniform in scale_range; saturation, contrast and brightness are uniform in
+    [0.7, 1.3].
     """
     position = tuple(generator.random(2))
     saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
@@ -84,7 +85,7 @@ def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augment
 
 
 def view_size(augmentation: Augmentation, size: Size) -> Size:
-    """The whole view of a source of `size`; at least one pixel."""
+    """(height, width) of the view, the whole source at its new scale; at least one pixel."""
     height, width = (round(side * augmentation.scale) for side in size)
     return max(1, height), max(1, width)
 
@@ -138,7 +139,7 @@ def transform_pair(
 
     Returns:
         uint8 3 x h x w and uint8 h x w. Outside the source the mask is 255, and the image repeats
-        its edge, which makes no border that a whole image would not have.
+        its edge: a border of one colour would be a pattern that no whole image has.
     """
     size = image.shape[:2]
     crop = crop or view_size(augmentation, size)
@@ -164,7 +165,7 @@ def transform_pair(
 
 
 def change_light(augmentation: Augmentation, view: Tensor) -> Tensor:
-    """float 3 x h x w in [0, 255] -> the same."""
+    """Saturation, contrast, then brightness: float 3 x h x w in [0, 255] -> the same."""
     grey = view.mean(0, keepdim=True)
     mean = view.mean()
     view = torch.lerp(grey, view, augmentation.saturation)
@@ -178,9 +179,9 @@ def _copy_window(
     corner: tuple[int, int],
     crop: Size,
 ) -> tuple[ndarray, ndarray]:
-    """A window of a view of `size`, and where it lies outside, bool h x w.
+    """A copy of a window of a view of `size`, and where it lies outside the view, bool h x w.
 
-    The window is copied, to the nearest if the source has another size.
+    Sampled nearest where the source has another size.
     """
     axes = zip(corner, crop, size, source.shape, strict=False)  # an image has a third axis
     (rows, above_or_below), (columns, beside) = [_nearest(*axis) for axis in axes]
@@ -198,7 +199,8 @@ def _nearest(
 ) -> tuple[ndarray, ndarray]:
     """The indices of a window along one axis, and which of them lie outside the view.
 
-    side: of the view; own: of the source that the indices are for. Outside they are the edge's.
+    side: of the view, in pixels; own: of the source, which the indices are for. Places outside get
+    the index of the edge.
     """
     places = first + np.arange(count)
     inside = places.clip(0, side - 1)
