@@ -1,14 +1,14 @@
 """Built-in data set: rendered views of houses and gardens from a drone, with exact masks.
 
-A first run needs data, and a download is where first runs fail. Scenes need none, there is no end
-of them, and their truth is known to the pixel. They carry the ids of the TU Graz semantic drone
-data set, and take the same grouping to five or two classes.
+Scenes need no download, so a first run cannot fail at one. Their masks hold ids of the TU Graz
+semantic drone data set, which are grouped into five or two classes as that set's are.
 
-A scene is a plot in metres: a street with cars, a house, water, paths, and what people leave
-between them. The camera looks straight down. Height, yaw, sun, colour temperature, exposure, haze,
-blur and sensor noise vary. What stands up leans away from the centre by perspective and casts its
-shadow away from the sun; a shadow never changes a label. Colours of the classes overlap on purpose
-(red roof and red car, pond and shaded asphalt): shape and surroundings have to be learnt.
+A scene is a plot in metres: a street with cars, a house, water, paths, and between them people,
+plants, tables and sheds. The camera looks straight down. Height, yaw, sun, colour temperature,
+exposure, haze, blur and sensor noise vary. By perspective what stands up leans away from the
+centre. It casts a shadow away from the sun, which changes no label. Colours of the classes overlap
+on purpose (red roof and red car, pond and shaded asphalt): shape and surroundings have to be
+learnt.
 """
 
 from collections.abc import Callable
@@ -49,15 +49,15 @@ def render(
     index: int,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A scene, which is the same at any size (H, W).
+    """Draw a scene: the image, uint8 H x W x 3, and the mask, uint8 H x W of TU Graz ids.
 
-    Returns the image, uint8 H x W x 3, and the mask, uint8 H x W of TU Graz ids.
+    seed, split and index choose the scene; size (H, W) changes its resolution only.
     """
     number = list(IMAGES_PER_SPLIT).index(split)
     view = View(np.random.default_rng([seed, number, index]), size)
     plot = lay_out(view)
 
-    # From low to high: what is painted later covers, and shades, what is there.
+    # From low to high: what is painted later covers what is there, and casts its shadow on it.
     paint_ground(view)
     paint_paths(view, plot.house, plot.drive, plot.street)
     paint_street(view, plot.street, plot.width)
@@ -73,9 +73,11 @@ def render(
 
 
 def lay_out(view: View) -> Plot:
-    """Draw the plot, and reserve its street, side border, house and drive.
+    """Choose where the large things lie, and keep small ones off street, flank, house and drive.
 
-    The street runs along x and the house lies above it: the yaw of the camera turns both.
+    The street runs along x and the house lies above it; the camera's yaw turns the whole plot. The
+    drive joins the two, beside the house. Borders run along the front of the plot, with a gap (the
+    gate) where the drive crosses it, and along one flank. All lengths are in metres.
     """
     rng = view.rng
     half = view.extent / 2
@@ -114,7 +116,7 @@ def scatter(
     least: int,
     most: int,
 ) -> None:
-    """Paint some of a kind, each at its own free place."""
+    """Paint `least` to `most` things of a kind, each at a free place that `paint` chooses."""
     for _ in range(view.rng.integers(least, most + 1)):
         paint(view)
 

@@ -1,4 +1,4 @@
-"""What lies flat: lawn, the drive, a path, the street, pool and pond."""
+"""What lies flat: lawn, the drive, a path, the street, pool and pond. Lengths are in metres."""
 
 import numpy as np
 
@@ -88,6 +88,7 @@ def paint_water(view: View) -> None:
 
 
 def paint_pool(view: View) -> None:
+    """An ellipse to a rectangle of water in a paved rim."""
     rng = view.rng
     place = view.spot(3.4)
     power = rng.choice([2.0, 4.0, 12.0])
@@ -104,6 +105,7 @@ def paint_pool(view: View) -> None:
 
 
 def paint_pond(view: View) -> None:
+    """Water within a bank of earth."""
     rng = view.rng
     place = view.spot(3.2)
     earth = view.draw_colour(0x786C50, 0x686454)

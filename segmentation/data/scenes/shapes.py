@@ -15,20 +15,21 @@ Points = ndarray  # n x 2
 
 
 def hull(*parts: Points) -> Points:
-    """The shape around all of these."""
+    """The smallest convex shape around all of these."""
     return np.concatenate(parts)
 
 
 def distance(points: Points, x: ndarray, y: ndarray) -> ndarray:
-    """Signed distance of places from the hull of the points, negative inside.
+    """Signed distance of places from the hull of the points, in metres, negative inside.
 
-    It is the largest one to the line through a side: a little short beyond a corner.
+    x, y: arrays of one shape -> that shape. It is the largest signed distance from the line through
+    a side of the hull; beyond a corner the Euclidean distance is a little larger.
     """
     edges = points - points[:, None]  # n x n x 2, from every point to every other
     lengths = np.hypot(edges[..., 0], edges[..., 1])
     start, end = np.nonzero(lengths > 1e-6)
     unit = edges[start, end] / lengths[start, end, None]
-    normals = unit @ turn(-pi / 2)  # to the right, which is outwards
+    normals = unit @ turn(-pi / 2)  # to an edge's right, outside of the hull
     reach = np.sum(normals * points[start], axis=1)
     farthest = np.max(normals @ points.T, axis=1)
     outer = farthest < reach + 1e-6  # no point lies beyond such an edge: a side of the hull
@@ -38,13 +39,13 @@ def distance(points: Points, x: ndarray, y: ndarray) -> ndarray:
 
 
 def turn(angle: float) -> ndarray:
-    """The 2 x 2 matrix that turns points by the angle when it stands to their right."""
+    """The 2 x 2 matrix that turns points, n x 2, by the angle: points @ turn(angle)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[cos, sin], [-sin, cos]])
 
 
 def offset(along: float, across: float, angle: float) -> ndarray:
-    """The vector with these parts along and across (to the left of) a direction."""
+    """The vector of so many metres along a direction and across it, to its left."""
     return np.array([along, across]) @ turn(angle)
 
 
@@ -79,6 +80,6 @@ def oval(
 
 
 def blob(rng: Generator, centre: Point, radius: float) -> Points:
-    """A disc whose radius varies with the direction."""
+    """A disc whose radius varies by direction, from 0.85 to 1.1 of `radius`."""
     disc = oval((0, 0), 2 * radius, 2 * radius)
     return disc * rng.uniform(0.85, 1.1, (16, 1)) + centre

@@ -1,4 +1,7 @@
-"""What stands, grows or moves on a plot: house, walls, sheds, people, cars, bushes, trees."""
+"""What stands, grows or moves on a plot: house, walls, sheds, people, cars, bushes, trees.
+
+Lengths and heights are in metres.
+"""
 
 from math import pi
 
@@ -31,7 +34,8 @@ def paint_borders(view: View, borders: list[Points]) -> None:
 def paint_house(view: View, base: Points) -> None:
     """Walls, and a hipped roof of four faces, each lit by how it faces the sun.
 
-    base: its corners (4 x 2), counter-clockwise from the lower left.
+    base: its corners (4 x 2), counter-clockwise from the lower left. eave, ridge: heights of the
+    walls and of the roof's top; slope: the roof's rise per metre.
     """
     rng = view.rng
     middle = base.mean(axis=0)
@@ -59,7 +63,7 @@ def paint_house(view: View, base: Points) -> None:
     view.shade(hull(eaves + view.sun * eave, ends + view.sun * ridge))
     lower = view.lift(eaves, eave)
     upper = view.lift(ends, ridge)
-    view.paint(hull(lower, upper), ROOF, tile * 0.7)  # seen between the faces
+    view.paint(hull(lower, upper), ROOF, tile * 0.7)  # fills the seams between the faces
     for k in range(4):
         corners = [k, (k + 1) % 4]
         angle = k * pi / 2
@@ -72,7 +76,7 @@ def paint_house(view: View, base: Points) -> None:
 
 
 def paint_obstacle(view: View) -> None:
-    """A garden table or a shed: nothing to land on."""
+    """A garden table or a shed."""
     rng = view.rng
     kinds = [
         (2.4, 1.8, 0.8),  # a table
@@ -158,7 +162,10 @@ def paint_crown(
     top: float,
     label: int,
 ) -> None:
-    """A shadow, a dark crown, and on it clumps of leaves, brighter toward the sun."""
+    """A shadow, a dark crown, and on it clumps of leaves, brighter towards the sun.
+
+    top: height of the crown; label: TREE or VEGETATION.
+    """
     rng = view.rng
     place = view.spot(0.8 * radius)
     leaf = view.draw_colour(

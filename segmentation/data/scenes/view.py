@@ -1,9 +1,10 @@
 """One camera, one sun, one picture: shapes in metres are painted on it.
 
-A negative distance at a pixel's centre sets the mask. The distance in pixels is the coverage that
-blends the colour. So edges are smooth in the image, hard in the mask, and at the same place.
+A shape labels the pixels whose centres lie inside it. It colours a share of each pixel at its edge,
+from the centre's distance in pixels. So edges are smooth in the image, hard in the mask, and at the
+same place.
 
-Colours are linear light. Its square root is what a display shows: close to its gamma, and cheap.
+Colours are linear light. Its square root stands for a display's gamma, which is close and cheaper.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from .shapes import Points, distance, hull, offset, rectangle, turn
 
 Colour = ndarray  # linear light, float32: red, green, blue
 Window = tuple[slice, slice]  # rows and columns
-Pattern = Callable[[Window], ndarray]
+Pattern = Callable[[Window], ndarray]  # a window of the picture -> its colours, h x w x 3
 Texture = Colour | Pattern
 
 
@@ -39,18 +40,17 @@ class View:
         height, width = size
         self.rng = rng
         self.extent = rng.uniform(19, 31)  # metres along the longer side
-        self.altitude = 1.15 * self.extent
-        self.pixel = self.extent / max(size)
-        # metres of shadow for a metre of height
+        self.altitude = 1.15 * self.extent  # metres
+        self.pixel = self.extent / max(size)  # metres
         shadow = rng.uniform(0.35, 1.3)
-        self.sun = offset(shadow, 0, rng.uniform(0, 2 * pi))
+        self.sun = offset(shadow, 0, rng.uniform(0, 2 * pi))  # the shadow of a height of 1
         self.yaw = turn(rng.uniform(0, 2 * pi))
 
         v, u = np.mgrid[:height, :width].astype(np.float32) + 0.5
         u = (u - width / 2) * self.pixel
         v = (v - height / 2) * self.pixel
         (cos, sin), _ = self.yaw.tolist()
-        self.x = cos * u - sin * v
+        self.x = cos * u - sin * v  # each pixel's place on the plot, H x W, in metres
         self.y = sin * u + cos * v
 
         self.albedo = np.zeros((height, width, 3), np.float32)
@@ -59,10 +59,10 @@ class View:
         self.coarse = self._draw_noise(6.0) + self._draw_noise(1.5)
         self.fine = self._draw_noise(0.5) + self._draw_noise(0.2)
         self.places = rng.uniform(-0.42, 0.42, (80, 2)) * self.extent  # for small things
-        self.free = np.full(80, np.inf)  # metres from each to what is there
+        self.free = np.full(80, np.inf)  # metres from each place to the nearest reserved shape
 
     def _draw_noise(self, cell: float) -> ndarray:
-        """Smooth noise about zero, H x W, that varies over so many metres.
+        """Smooth noise about zero, H x W, that varies over `cell` metres.
 
         Its grid covers the widest view, so every size draws the same numbers.
         """
@@ -76,7 +76,7 @@ class View:
         return np.asarray(seen)
 
     def draw_colour(self, *codes: int) -> Colour:
-        """One of the display colours, a little lighter or darker and a little off its hue."""
+        """One of the display colours 0xRRGGBB, a little lighter or darker, a little off its hue."""
         lightness = self.rng.normal(1, 0.12)
         hue = self.rng.normal(1, 0.04, 3)
         change = np.clip(lightness * hue, 0.6, 1.4)
@@ -89,7 +89,7 @@ class View:
         coarse: float = 0.1,
         fine: float = 0.15,
     ) -> Pattern:
-        """The colour, modulated by noise of metres and of decimetres in these strengths."""
+        """The colour, modulated by noise over metres (coarse) and over decimetres (fine)."""
 
         def pattern(window: Window) -> ndarray:
             clouds = coarse * self.coarse[window]
@@ -100,9 +100,9 @@ class View:
         return pattern
 
     def striped(self, texture: Pattern, angle: float, pitch: float) -> Pattern:
-        """The texture with a dark joint every pitch (metres) along an angle.
+        """The texture with a dark joint every `pitch` metres along an angle.
 
-        Joints too fine for the picture fade.
+        Joints fade where a pixel is too large to show them.
         """
         cos, sin = offset(1, 0, angle).tolist()
         visible = np.clip(pitch / self.pixel / 2 - 0.5, 0, 1)
@@ -116,14 +116,14 @@ class View:
         return pattern
 
     def reserve(self, shape: Points) -> None:
-        """Keep small things away from a shape."""
+        """Keep the places that `spot` chooses away from a shape."""
         x, y = self.places.T
         self.free = np.minimum(self.free, distance(shape, x, y))
 
     def spot(self, room: float) -> ndarray:
-        """Pick a place with so many metres of free ground around it, and reserve them.
+        """Choose a place, (x, y), with `room` metres of free ground around it, and reserve them.
 
-        The freest place where none has as many.
+        If no place has as many, it is the one that has most.
         """
         best = np.argmax(np.minimum(self.free, room))
         place = self.places[best]
@@ -131,7 +131,7 @@ class View:
         return place
 
     def lift(self, points: ndarray, height: float) -> ndarray:
-        """Where points at that height appear: farther from the centre."""
+        """Where points, n x 2, at that height appear on the ground: farther from the centre."""
         return points * (self.altitude / (self.altitude - height))
 
     def _distance(self, shape: Points, margin: float) -> tuple[Window, ndarray]:
@@ -156,7 +156,7 @@ class View:
         texture: Texture,
         light: float = 1.0,
     ) -> None:
-        """Cover what lies below with the shape."""
+        """Cover what lies below the shape. light: of the direct sun on it; flat ground has 1."""
         window, away = self._distance(shape, 0)
         self.mask[window][away < 0] = label
         cover = np.clip(0.5 - away / self.pixel, 0, 1)
@@ -165,7 +165,10 @@ class View:
         self.light[window] += cover * (np.float32(light) - self.light[window])
 
     def shade(self, shape: Points, softness: float = 0.15) -> None:
-        """Take the direct sun away. Two shadows are no darker than one, and no label changes."""
+        """Take the direct sun away; a second shadow makes it no darker, and no label changes.
+
+        softness: width of the shadow's edge, metres.
+        """
         window, away = self._distance(shape, softness)
         inside = np.clip(0.5 - away / (self.pixel + softness), 0, 1)
         self.light[window] = np.minimum(self.light[window], 1 - inside)
@@ -178,9 +181,9 @@ class View:
         texture: Texture,
         side: Colour,
     ) -> None:
-        """A base raised from the ground to its top.
+        """Paint a body with a base on the ground and the same shape at its top, in metres.
 
-        It paints the shadow, the sides that perspective shows, and the top, in this order.
+        First its shadow, then the sides that perspective shows, then the top.
         """
         shadow = base + self.sun * top
         raised = self.lift(base, top)
