@@ -15,15 +15,15 @@ from ..errors import BadInput
 from ..models.layers import SMALLEST_SIDE
 
 OVERLAP = 0.25  # of two neighbouring tiles, at least, as a share of the tile's side
-LARGEST_WHOLE = 2**22  # pixels of an image that is shown whole
-LARGE_TILE = 1024  # side of the tiles of a larger one
+LARGEST_WHOLE = 2**22  # pixels, up to which a model is shown an image whole
+LARGE_TILE = 1024  # side of the tiles of a larger image, in pixels
 TINY = torch.finfo(torch.float32).tiny
 STRIP_VALUES = 2**22  # numbers in one strip: bounds its memory whatever the image's width
 
 Size = tuple[int, int]  # height, width
 Flips = Literal["horizontal", "all"] | None
-Strips = Iterator[tuple[int, Tensor]]  # first row, values
-Tiles = list[tuple[int, Tensor]]  # along one axis: start, weights
+Strips = Iterator[tuple[int, Tensor]]  # the first row of each strip, its values
+Tiles = list[tuple[int, Tensor]]  # along one axis: each tile's start, its weight at each position
 
 # The views whose probabilities are averaged, each by the axes of N x C x H x W that are flipped.
 VIEWS: dict[Flips, tuple[tuple[int, ...], ...]] = {
@@ -35,12 +35,12 @@ VIEWS: dict[Flips, tuple[tuple[int, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """How a model is shown images, in validation, evaluation, search and pictures alike.
+    """How a model predicts, in validation, evaluation, weight search and pictures alike.
 
     tile: side of square tiles in pixels; they overlap by a quarter or more, and their probabilities
         are averaged with tapered weights. None: the whole image, or tiles of LARGE_TILE where it
         has more than LARGEST_WHOLE pixels.
-    flips: a key of VIEWS.
+    flips: a key of VIEWS, the flipped views to average over.
     amp: bfloat16 autocast.
     """
 
@@ -90,7 +90,7 @@ def predict_strips(
 ) -> Strips:
     """Class probabilities of one image: (top, K x h x w float32) strips from top to bottom.
 
-    Each output row comes once. Floats are held for one row of tiles only.
+    Each output row comes once. Only one row of tiles is held as floats.
 
     image: H x W x 3 uint8, possibly a memory map.
     output_size: (height, width) of the output, such as the mask's; by default the image's own.
@@ -125,8 +125,8 @@ def predict_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class and confidence of each pixel: two uint8 arrays of `size`.
 
-    The confidence is 255 times the class's probability. image: uint8 H x W x 3. The strips are
-    those that scores are taken from; of their floats one strip is held.
+    The confidence is 255 times the class's probability. image: uint8 H x W x 3. Scores are taken
+    from the same strips; one of them is held as floats at a time.
     """
     labels = np.empty(size, np.uint8)
     confidence = np.empty(size, np.uint8)
@@ -138,7 +138,7 @@ def predict_labels(
 
 
 def _tiles(size: int, tile: int | None) -> Tiles:
-    """Tiles along one axis, with positive weights that sum to 1 at every position.
+    """Tiles along one axis of `size` pixels, with weights that sum to 1 at every position.
 
     So do the products of the weights of two axes. The weights are a raised cosine, because the
     network has no context beyond a tile's border: there the middle of the next tile should decide.
@@ -192,13 +192,13 @@ def _bands(
             band[..., left:right] += part
         done = end - top
         yield top, band[:, :, :done]
-        # A copy: the strip that was handed out stays.
+        # F.pad copies, so the rows that were handed out are not changed by the next tiles.
         band = F.pad(band[:, :, done:], (0, 0, 0, done))
 
 
 @torch.no_grad()  # not inference_mode: fully sharded models could not be trained on after it
 def _probabilities(model: nn.Module, image: Tensor, how: Prediction) -> Tensor:
-    """N x 3 x H x W -> N x K x H x W, a mean over views. Small images repeat their last pixels."""
+    """N x 3 x H x W -> N x K x H x W, a mean over views. Small images are padded by their edge."""
     height, width = image.shape[2:]
     right = max(0, SMALLEST_SIDE - width)
     below = max(0, SMALLEST_SIDE - height)
@@ -250,7 +250,7 @@ def _resize(
     upper = position.floor().long()
     lower = position.ceil().long()
     fraction = (position - upper)[:, None]
-    # Held are the rows of the map, from `first` on, that rows of the output from `start` on need.
+    # held: the rows of the map, from `first` on, that the rows of the output from `start` on need.
     held = None
     first = start = 0
     for top, band in bands:
@@ -264,7 +264,7 @@ def _resize(
             end = int(lower[stop - 1]) + 1
             strip = held[:, :, begin - first : end - first].to(device)
             if size != output:
-                strip = strip.clamp(min=TINY).log()  # log 0 gives NaN
+                strip = strip.clamp(min=TINY).log()  # log 0 is -inf, interpolated NaN
                 strip = F.interpolate(strip, (end - begin, output[1]), mode="bilinear")
                 rows = slice(start, stop)
                 above = strip[:, :, (upper[rows] - begin).to(device)]
@@ -280,4 +280,5 @@ def _resize(
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """The device of the weights; the CPU for a model without any."""
     return next(model.parameters(), torch.empty(0)).device

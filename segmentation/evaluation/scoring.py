@@ -1,8 +1,8 @@
 """The scores of a model on a split: what validation, evaluation and the ensemble all print.
 
-One image at a time, each at its mask's own size, each on one rank. What is kept of an image is its
-confusion matrix and its Tversky sums: every score follows from one table, whatever the batch or the
-number of ranks.
+Each image is scored alone, at its mask's own size, on one rank. What is kept of it is its confusion
+matrix and its Tversky sums. Every score follows from the table of these, so no score depends on a
+batch size or on the number of ranks.
 """
 
 import sys
@@ -64,7 +64,10 @@ def score_table(
     how: Prediction,
     before_each: Callable[[], object] = lambda: None,
 ) -> Table:
-    """Collective: what scores are taken from, a row for each of the images `names` of a split."""
+    """Collective: the table that scores follow from, a row for each image of `names`, on the CPU.
+
+    split: for the line that shows the progress on a terminal.
+    """
     K = len(data.classes)
     matrices = torch.zeros(len(names), K, K, dtype=torch.int64)
     sums = torch.zeros(len(names), 3, K, dtype=torch.float64)
@@ -89,7 +92,7 @@ def scores_of(
     alpha: float,
     beta: float,
 ) -> dict:
-    """The scores of `score_split`."""
+    """The scores of `score_split` from the table of the images `names`."""
     matrices, sums = table
     total = ConfusionMatrix(len(classes))
     total.matrix = matrices.sum(0)
@@ -129,6 +132,6 @@ def target_of(
     top: int,
     strip: Tensor,
 ) -> Tensor:
-    """The labels of a strip of `predict_strips`, int64 h x w, where the strip is."""
+    """The labels of the rows of a strip from `top` on, int64 h x w, on the strip's device."""
     rows = mask[top : top + strip.shape[1]]
     return torch.tensor(rows, dtype=torch.int64, device=strip.device)

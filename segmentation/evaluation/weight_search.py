@@ -1,7 +1,8 @@
 """Search the UFormer's weights on held-out images, and bootstrap its gain.
 
-All members see an image once a pass. What is kept of it is one confusion matrix for each candidate
-of the weights, so memory depends on no number of images and, beyond one strip, on no size of them.
+In a pass each member predicts each image once. What is kept of a fold is one confusion matrix for
+each candidate of the weights, so memory grows neither with the number of images nor, beyond one
+strip, with their size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,16 @@ from ..metrics import IGNORED, class_scores, confusion_matrix
 from .inference import PLAIN, Prediction, device_of, predict_strips
 from .scoring import LabelledImages, target_of
 
-CANDIDATES = 70  # at most, beside the equal weights: 21 for two members, 66 for three
+CANDIDATES = 70  # at most, apart from the equal weights: 21 for two members, 66 for three
 PASSES = 6  # over the images, of the search by class
 RESAMPLES = 10_000
 CHUNK = 500  # resamples drawn at a time, so that memory does not grow with their number
 
 
 class Fit(NamedTuple):
-    """Weights found on some images, and what they are worth on these very images.
+    """Weights fitted on some images, and scores on these same images.
 
-    weights: M x 1, or M x K by class. miou: of their average. members: of each member alone.
+    weights: M x 1, or M x K by class. miou: of their average. members: mIoU of each member alone.
     """
 
     weights: Tensor
@@ -57,7 +58,7 @@ class SideBySide(nn.Module):
 
 
 def candidate_weights(members: int) -> Tensor:
-    """C x M weights: equal ones, and an even grid of all averages of M members.
+    """C x M: an even grid over all weights of M members that sum to 1, and the equal weights.
 
     Each member alone is among them. Those nearest to equal weights come first, and so win ties.
     """
@@ -93,9 +94,10 @@ def fit_weights(
     candidates = candidate_weights(len(members)).to(device_of(model))
 
     def measure(trials: Sequence[Tensor] = ()) -> Tensor:
-        """mIoU of each fold's candidates, F x C.
+        """The mIoU of each candidate on each fold, F x C.
 
-        With trials, a fold's M x K each, of each change of one class: F x K x C.
+        trials: weights M x K for each fold. With them, F x K x C: the mIoU of a fold's trial with
+        one class's weights replaced by a candidate.
         """
         shape = [len(candidates), K, K]
         if trials:
@@ -115,7 +117,7 @@ def fit_weights(
         return ious.nanmean(-1).nan_to_num(0)
 
     single = measure()
-    alone = (candidates == 1).int().argmax(0).tolist()  # of each member: where it has all weight
+    alone = (candidates == 1).int().argmax(0).tolist()  # each member's candidate
     columns = K if per_class else 1
     fits = []
     for row in single:
@@ -139,10 +141,11 @@ def next_trial(
     scores: Tensor,
     candidates: Tensor,
 ) -> tuple[Fit, Tensor]:
-    """One step of coordinate ascent: the best weights known, and the next trial, M x K each.
+    """One step of coordinate ascent: the best fit known, and the next trial, weights M x K.
 
     scores: K x C, the mIoU of the trial with one class's weights replaced by a candidate.
     """
+    # Class 0 replaced by the weights that it has: the trial itself.
     unchanged = (candidates == trial[:, 0]).all(1).nonzero()[0]
     own = scores[0, int(unchanged)]
     lost = own < best.miou and not torch.equal(trial, best.weights)
