@@ -26,9 +26,9 @@ def write_report(
 ) -> None:
     """Write report.html, three CSV files and a folder of PNG files.
 
-    examples: heading -> what stands below it.
-    where: the split in words.
-    evaluation: facts for the last section.
+    examples: heading -> the examples below it.
+    where: the data set and split in words, for the title.
+    evaluation: name -> fact about this evaluation, for the last section.
     OSError if a file cannot be written.
     """
     scores, classes = score_table(entries), class_table(entries)
@@ -61,7 +61,7 @@ def write_report(
 
 
 def write_pictures(folder: Path, examples: dict[str, list[Example]], labels: list[str]) -> None:
-    """One PNG a picture, its name made of the image's name, the kind and the model."""
+    """One PNG for each picture, named by the image, the kind of picture and the model."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()

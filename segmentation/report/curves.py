@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 
-# One a run, legible on white and on black
+# One for each run, legible on white and on black
 COLOURS = ("#2a78d6", "#d9622b", "#1c9a74", "#9a5bd0", "#a88400", "#d6457f")
-WIDTH, HEIGHT = 300, 210  # of one panel
-LEFT, RIGHT, TOP, BOTTOM = 52, 288, 30, 182  # where the lines stand in it
+WIDTH, HEIGHT = 300, 210  # of one panel, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 52, 288, 30, 182  # the rectangle of the lines in it
 LEGEND = 26  # height of the legend above the panels
-DOTTED = 60  # epochs up to which each is a dot that tells its value under the pointer
-LOWEST_RATE = 1e-4  # of the highest rate: lower ones, as annealing ends, are drawn there
+DOTTED = 60  # up to so many epochs, each is a dot that shows its value under the pointer
+LOWEST_RATE = 1e-4  # of the highest rate: lower ones, at the end of annealing, are drawn as this
 LOGARITHMIC = "Learning rate"
 PANELS = {
     "Loss": {"val_loss": "validation", "train_loss": "training"},
@@ -34,7 +34,7 @@ Runs = dict[str, list[dict]]  # name -> history: a dict an epoch, with the keys 
 
 @dataclass
 class Line:
-    """One curve. points: epoch and value, both finite."""
+    """One curve. meaning: "training", "validation" or ""; points: epoch and value, both finite."""
 
     run: str
     meaning: str
@@ -62,7 +62,7 @@ def curves_svg(runs: Runs) -> str:
 
 
 def with_colours(runs: Runs) -> Iterator[tuple[str, str]]:
-    """Names of runs with the colours of their lines."""
+    """(name, colour of its lines) of each run."""
     return zip(runs, cycle(COLOURS), strict=False)
 
 
@@ -72,7 +72,7 @@ def curve_panels(runs: Runs) -> list[str]:
 
 
 def lines_of(runs: Runs, keys: dict[str, str]) -> list[Line]:
-    """A line for each run and each key that its history knows. keys: key -> its meaning."""
+    """A line for each run and each key in its history. keys: column of history.csv -> meaning."""
     lines = []
     for run, colour in with_colours(runs):
         for key, meaning in keys.items():
@@ -128,7 +128,7 @@ def draw_panel(title: str, lines: list[Line]) -> str:
 
 
 def draw_line(line: Line, place: Callable) -> str:
-    """place: (epoch, value) -> x and y in pixels."""
+    """A polyline, and a dot for each of at most DOTTED epochs. place: (epoch, value) -> pixels."""
     path, dots = "", ""
     for epoch, value in line.points:
         x, y = place(epoch, value)
@@ -142,7 +142,10 @@ def draw_line(line: Line, place: Callable) -> str:
 
 
 def round_numbers(low: float, high: float, count: int, finest: float = 0.0) -> list[float]:
-    """About `count` of them in [low, high], in steps of `finest` or more."""
+    """About `count` round numbers in [low, high]; their step is 1, 2 or 5 times a power of ten.
+
+    The step is `finest` or more.
+    """
     rough = max((high - low) / count, finest)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

@@ -15,7 +15,7 @@ UNSCORED = (70, 76, 90)
 
 @dataclass
 class Picture:
-    """model: the index of the entry that it belongs to; None for what all models share."""
+    """A picture of one image. model: the index of its entry; None for what all models share."""
 
     kind: Literal["image", "truth", "prediction", "difference"]
     image: Image.Image
@@ -54,7 +54,7 @@ def error_map(
     truth: Image.Image,
     prediction: Image.Image,
 ) -> Image.Image:
-    """The faded image with wrong pixels in red and unlabelled ones dark.
+    """The faded image, with wrong pixels in WRONG and ignored ones in UNSCORED.
 
     truth, prediction: palette images of the image's size.
     """
@@ -72,5 +72,5 @@ def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     factor = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
     smaller = width, height
-    # Pillow takes the nearest pixel of palette images, whatever it is asked for
+    # Palette images keep their labels: Pillow samples them nearest, whatever filter is given.
     return image.resize(smaller, Image.Resampling.BILINEAR)

@@ -15,7 +15,7 @@ from .tables import Entry, format_score, index_of_best, miou_of_images
 
 
 def score_section(table: list[list], entries: list[Entry]) -> str:
-    """table: of `score_table`."""
+    """The scores side by side, and which entry is best where. table: of `score_table`."""
     (measure, meaning, *labels), *scores = table
     rows = []
     for name, text, *values in scores:
@@ -48,7 +48,7 @@ def win_list(entries: list[Entry]) -> str:
 
 
 def class_section(table: list[list], entries: list[Entry]) -> str:
-    """table: of `class_table`."""
+    """IoU and accuracy of each class, with bars. table: of `class_table`."""
     heads, *classes = table
     n = len(entries)
     if n == 1:
@@ -61,6 +61,7 @@ def class_section(table: list[list], entries: list[Entry]) -> str:
 
 
 def curve_section(entries: list[Entry]) -> str:
+    """The training curves of the entries that have a history."""
     runs = {entry.label: entry.meta.get("history") or [] for entry in entries}
     if not any(runs.values()):
         return "<p>No training history is stored: this checkpoint was made from others.</p>"
@@ -73,6 +74,7 @@ def curve_section(entries: list[Entry]) -> str:
 
 
 def example_section(examples: list[Example], entries: list[Entry]) -> str:
+    """The pictures of each example in a row, below a legend of the colours."""
     if not examples:
         return "<p>None of the images.</p>"
     meta = entries[0].meta
@@ -94,7 +96,7 @@ def example_section(examples: list[Example], entries: list[Entry]) -> str:
 
 
 def figure(picture: Picture, name: str, entries: list[Entry]) -> str:
-    """A picture of the image `name` with its caption; the viewer reads the button's data."""
+    """A picture of the image `name` with its caption; template.html reads the data-attributes."""
     entry = entries[picture.model or 0]
     model = entry.label if len(entries) > 1 else ""
     image = next(image for image in entry.scores["images"] if image["name"] == name)
@@ -122,16 +124,16 @@ def figure(picture: Picture, name: str, entries: list[Entry]) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    """An image inside the page: labels without loss, photographs small."""
+    """An image inside the page: labels as PNG, without loss; photographs as JPEG, smaller."""
     content = io.BytesIO()
     kind = "png" if image.mode == "P" else "jpeg"
-    # subsampling 0: full colour, for the sharp red of errors; a format ignores the other's options
+    # subsampling 0 keeps the edges of error maps sharp. Each format ignores the other's options.
     image.save(content, kind, optimize=True, quality=82, subsampling=0)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def confusion_section(entries: list[Entry]) -> str:
-    """A row's cells are shares of the true pixels; a class that the truth lacks has dashes."""
+    """Each row in shares of its class's true pixels; a class that the truth lacks has dashes."""
     html = ""
     for entry in entries:
         names = list(entry.scores["iou"])
@@ -157,7 +159,7 @@ def confusion_section(entries: list[Entry]) -> str:
 
 
 def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
-    """How the checkpoints, the members of a UFormer beside it, and this report came about."""
+    """How each checkpoint, each member of a UFormer, and this report was made."""
     columns = []
     for entry in entries:
         columns.append(entry)
@@ -179,7 +181,7 @@ def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
 
 
 def run_facts(entry: Entry) -> dict[str, str]:
-    """How a checkpoint came about, in words."""
+    """How a checkpoint was made: name of a fact -> the fact in words."""
     meta = entry.meta
     args, data = meta["args"], meta["data"]
     names = [value for value in meta["config"].values() if isinstance(value, str)]
@@ -231,7 +233,7 @@ def duration(seconds: float) -> str:
 
 
 def score_cells(values: Sequence, best: Callable = max) -> list[str]:
-    """The scores of one row; the style sheet decides whether their size is drawn as a bar."""
+    """The scores of one row, the best in bold; the style sheet may draw their size as a bar."""
     cells = []
     for index, value in enumerate(values):
         mark = "best" if index == index_of_best(values, best) else ""
@@ -246,15 +248,16 @@ def swatch(colour: Sequence[int] | str) -> str:
 
 
 def legend(colours: Iterable[tuple], kind: str = "") -> str:
-    """colours: names with their colours."""
+    """colours: (name, colour) of each item; kind: a class of the style sheet."""
     items = "".join(f"<li>{swatch(colour)}{escape(name)}</li>" for name, colour in colours)
     return f'<ul class="legend {kind}">{items}</ul>'
 
 
 def scrollable_table(label: str, heads: list[str], rows: list[list[str]], kind: str) -> str:
-    """A table that scrolls by itself, by keys too, where it is wider than a phone.
+    """A table that scrolls sideways, by keys too, where the screen is too narrow.
 
-    heads: text; rows: HTML.
+    label: for screen readers; heads: text, escaped here; rows: HTML; kind: a class of the style
+    sheet.
     """
     head, body = "", ""
     for text in heads:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Entry:
-    """A checkpoint in a report. meta: all it holds but weights; scores: see `score_split`."""
+    """A checkpoint in a report. meta: all it holds but the weights; scores: see `score_split`."""
 
     label: str
     path: str
@@ -22,7 +22,7 @@ def format_score(value: float | None) -> str:
 
 
 def format_table(rows: list[list]) -> str:
-    """Lines for a terminal: the first column to the left, the others to the right."""
+    """Lines for a terminal: the first column is flush left, the others flush right."""
     texts = []
     for row in rows:
         cells = [cell if isinstance(cell, str) else format_score(cell) for cell in row]
@@ -38,7 +38,7 @@ def format_table(rows: list[list]) -> str:
 
 
 def index_of_best(values: Sequence, best: Callable = max) -> int | None:
-    """None where two share the best value, or where there is only one."""
+    """The place of the best value; None where two share it, or where there is only one value."""
     known = [value for value in values if value is not None]
     winner = best(known, default=None)
     if len(values) > 1 and known.count(winner) == 1:
@@ -106,12 +106,12 @@ def image_table(entries: list[Entry]) -> list[list]:
 
 
 def images_side_by_side(entries: list[Entry]) -> Iterator[tuple[dict, ...]]:
-    """An image's scores by each entry, image by image: all entries have the same images."""
+    """For each image, its scores by each entry: all entries have the same images, in one order."""
     return zip(*(entry.scores["images"] for entry in entries), strict=True)
 
 
 def comparison_table(entries: list[Entry]) -> list[list]:
-    """Rows of: checkpoint, mIoU, mPA, recall and precision of the truth's rarest class."""
+    """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with fewest true pixels."""
     first = entries[0].scores
     pixels = [sum(row) for row in first["confusion"]]
     fewest = min(filter(None, pixels), default=0)
