@@ -1,4 +1,4 @@
-"""When to stop, validate and save: signals and time, noted by each rank and agreed between all."""
+"""When to stop and to save: each rank notes signals and time, and all ranks agree on them."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class Clock:
-    """Seconds of the whole run, over its resumptions, and whether a signal asked it to stop.
+    """Seconds of the whole run, its resumptions included, and whether a signal asked it to stop.
 
     A signal only sets a flag: the step goes on to its end, where `poll` tells every rank.
     """
@@ -25,7 +25,7 @@ class Clock:
     def __init__(self, limit_minutes: float | None = None, save_minutes: float | None = None):
         self.limit_minutes = limit_minutes
         self.save_minutes = save_minutes
-        self.validation_seconds = 0.0  # of the limit, kept for what follows training
+        self.validation_seconds = 0.0  # of the last validation, kept free at the limit's end
         self.signalled = False
         self.go_on_from(0.0)
         for number in SIGNALS:
@@ -58,7 +58,7 @@ class Clock:
     def time_used(self) -> float:
         """The share of the time limit that is used, by the last poll; 0 without a limit.
 
-        Validation's time is kept back from the limit.
+        The limit leaves time for one more validation, as long as the last one was.
         """
         if self.limit_minutes is None:
             return 0.0
@@ -67,7 +67,7 @@ class Clock:
 
     @contextmanager
     def validation(self) -> Iterator[None]:
-        """Collective: time what runs inside this context, and keep that time back for the end."""
+        """Collective: time what runs inside this context, for `time_used` to keep as much free."""
         before = self.agreed
         yield
         self.poll()
@@ -80,4 +80,5 @@ class Clock:
         return self.agreed - self.last_save >= 60 * self.save_minutes
 
     def saved(self) -> None:
+        """Note that a checkpoint was written, by the time of the last poll."""
         self.last_save = self.agreed  # not now(): the ranks must agree when the next is due

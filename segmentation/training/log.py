@@ -1,6 +1,6 @@
 """What train.py prints while it works.
 
-A log gets a line an epoch; a terminal also gets a line that rewrites itself.
+A log gets a line per epoch; a terminal also gets a line that rewrites itself.
 """
 
 import sys
@@ -16,7 +16,7 @@ from .progress import Progress
 
 
 def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Path) -> None:
-    """What is trained on what. data: a SegmentationDataset; memory: a sentence on a step's."""
+    """Print what is trained on what. data: a SegmentationDataset; memory: of `check_memory`."""
     counts = ", ".join(f"{len(names)} {split}" for split, names in data.splits.items())
     pixels = data.pixel_counts["train"]
     total = sum(pixels)
@@ -34,7 +34,7 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
 def show_progress(
     progress: Progress, steps: int, recipe: Recipe, loss: Tensor, clock: Clock
 ) -> None:
-    """A line that rewrites itself, on a terminal only, every fifth step of `steps`."""
+    """Every fifth step, on a terminal only: a line that rewrites itself. steps: of an epoch."""
     if rank() != 0 or not sys.stdout.isatty() or progress.step % 5:
         return
     rate = progress.step / (clock.now() - progress.epoch_began)
@@ -51,7 +51,7 @@ def show_progress(
 
 
 def print_epoch(progress: Progress, epochs: int, data_wait: float) -> None:
-    """The last epoch's line. data_wait: the share of its time spent waiting for data."""
+    """Print the last epoch's line. data_wait: the share of its time spent waiting for data."""
     row = progress.history[-1]
     start = "\r" if sys.stdout.isatty() else ""
     print(

@@ -1,4 +1,4 @@
-"""A model over ranks: copies (ddp), shards of its weights (fsdp), or parts in a row (pipeline).
+"""A model over ranks: copies (ddp), shards of its weights (fsdp), or consecutive parts (pipeline).
 
 Whatever the strategy, N ranks compute what one process computes on the global batch. What is saved
 is the plain state of one process: whole weights by name, the optimizer's whole state by the
@@ -27,7 +27,7 @@ ParallelModel = nn.Module | Pipeline  # what `distribute_model` gives
 
 
 def rank_slice(strategy: str) -> tuple[int, int]:
-    """Which part of each global batch this rank loads, of how many: all of it in a pipeline."""
+    """(i, n): this rank loads the i-th of n slices of a global batch; in a pipeline, all of it."""
     if strategy == "pipeline":
         return 0, 1
     return rank(), world_size()
@@ -42,8 +42,9 @@ def distribute_model(
 ) -> ParallelModel:
     """Spread a model that is on `device` over the ranks, in place; with one rank it stays as it is.
 
-    ddp and fsdp give a module to call, which averages gradients over ranks in its backward:
-    `TverskyLoss` counts on it. BadInput for what cannot be spread in that way.
+    ddp and fsdp give a module to call; its backward averages gradients over ranks, which
+    `TverskyLoss` relies on. A pipeline has `forward_backward` instead. BadInput for a model that
+    the strategy cannot spread.
     """
     if world_size() == 1:
         return model
@@ -52,7 +53,7 @@ def distribute_model(
     synchronise_batchnorm(model)
     if strategy == "fsdp":
         mesh = init_device_mesh(device.type, (world_size(),))
-        # fully_shard takes no channels-last weights
+        # fully_shard takes no channels-last weights.
         model.to(memory_format=torch.contiguous_format)
         for unit in [*fsdp_units(model), model]:
             fully_shard(unit, mesh=mesh)
@@ -96,13 +97,17 @@ def whole_weights(parallel: ParallelModel) -> dict[str, Tensor]:
 
 
 def full_tensor(value: Tensor) -> Tensor:
+    """Collective for a tensor in shards: the whole of it. Any other tensor itself."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     return value
 
 
 def whole_model(parallel: ParallelModel, config: dict) -> nn.Module:
-    """Collective: the whole model on every rank, to be called alone; a copy where it is spread."""
+    """Collective: the whole model on every rank, which a rank may call alone.
+
+    A copy of the present weights with fsdp and pipeline, else the model itself.
+    """
     if isinstance(parallel, DistributedDataParallel):
         return parallel.module
     if not isinstance(parallel, FSDPModule | Pipeline):
@@ -157,10 +162,10 @@ def trained_parameters(parallel: ParallelModel) -> list[nn.Parameter]:
 
 
 def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A parameter's moment in the parameter's shards and memory format; a count of steps as it is.
+    """Adam's moment of a parameter in that parameter's shards and memory format.
 
-    fully_shard makes channels-last weights contiguous, and a fused Adam pairs numbers by their
-    place in memory.
+    value: a moment, or the count of steps, which stays as it is. fully_shard makes channels-last
+    weights contiguous, and fused Adam pairs the numbers of two tensors by their place in memory.
     """
     if value.dim() == 0:
         return value

@@ -22,7 +22,7 @@ from ..models.segformer import SegFormer
 from ..models.unet import ResNet18UNet
 
 Single = SegFormer | ResNet18UNet  # what has one encoder and one decoder
-MICRO_BATCHES_PER_RANK = 4  # GPipe, section 2.3: with as many, waiting hardly counts
+MICRO_BATCHES_PER_RANK = 4  # GPipe, section 2.3: ranks then wait for a negligible time
 
 
 def encoder_levels(model: Single) -> list[list[nn.Module]]:
@@ -41,7 +41,7 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
 
 
 def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
-    """N x C x H x W -> the same form. A Stage of SegFormer works on N x H x W x C."""
+    """N x C_in x H x W -> N x C x h x w. A Stage of SegFormer works on N x H x W x C."""
     if not isinstance(layer, Stage):
         return layer(x)
     draws = iter(draw_depth(layer, keys, x))
@@ -50,9 +50,10 @@ def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
 
 
 class Part(nn.Module):
-    """Some levels of an encoder: the maps so far, at first the image -> these and its own maps.
+    """Consecutive levels of an encoder.
 
-    Between ranks every map is N x C x H x W contiguous; the models work channels last.
+    Takes the maps of the levels before it, or the image on the first rank, and gives these maps and
+    its own. Between ranks every map is N x C x H x W contiguous; the models work channels last.
     """
 
     def __init__(self, levels: list[list[nn.Module]], amp: bool):
@@ -76,7 +77,7 @@ class Part(nn.Module):
 
 
 class Arrived(nn.Module):
-    """In the encoder's place on the last rank: gives the maps that all ranks have computed."""
+    """Stands for the encoder on the last rank: gives the maps that all ranks have computed."""
 
     maps: list[Tensor]
 
@@ -104,7 +105,7 @@ class HandBack(torch.autograd.Function):
 class LastPart(nn.Module):
     """The last encoder levels per micro-batch, then decoder and loss once on the whole batch.
 
-    The decoder (with its BatchNorm) and the loss need the whole batch. GPipe ends every forward
+    The decoder, for its BatchNorm, and the loss need the whole batch. GPipe ends every forward
     before the first backward, so the last micro-batch to arrive completes the batch: decoder, loss
     and their backward run once. Each micro-batch's backward starts from its part of the gradient.
     The schedule is given dummy losses.
@@ -188,9 +189,9 @@ class Pipeline:
         before_last = Part(levels[: cuts[-2]], amp).modules()
         has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in before_last)
         self.splits = not has_batchnorm
-        # The whole encoder, to compute shapes with.
+        # The whole encoder on the meta device, to compute shapes with.
         self.without_memory = copy.deepcopy(model.encoder).to("meta").eval()
-        Part(levels[:first] + levels[end:], amp).to("meta")
+        Part(levels[:first] + levels[end:], amp).to("meta")  # frees what other ranks compute
         if not self.last:
             for name, child in model.named_children():
                 if name not in ("normalise", "encoder"):

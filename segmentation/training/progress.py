@@ -1,4 +1,4 @@
-"""How far a training is."""
+"""How far a training has come, and the columns of its history."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +19,15 @@ HISTORY = (  # the columns of history.csv, a row an epoch
 
 @dataclass
 class Progress:
-    """What a resumed run goes on from, beside weights, optimizer and scheduler."""
+    """What a resumed run goes on from, apart from weights, optimizer and scheduler."""
 
-    lr: float  # the plateau's, before warm-up, decay or annealing
+    lr: float  # the scheduler's, before the recipe's learning_rate_factor
     epoch: int = 0  # how many are complete
     step: int = 0  # how many of the epoch under way are complete
     loss_sum: float | Tensor = 0.0  # of these steps
     best_miou: float = -1.0  # of best.pt, on val
     epoch_began: float = 0.0  # seconds of the run
-    limit_reached: float = 0.0  # minutes of the time limit that is used up; --resume may raise it
+    limit_reached: float = 0.0  # the --max-minutes that were used up; --resume may give more
     history: list[dict] = field(default_factory=list)  # rows of HISTORY
 
     def state(self) -> dict[str, Any]:
@@ -37,7 +37,10 @@ class Progress:
         return values
 
     def share(self, step: int, steps: int, epochs: int, time_used: float) -> float:
-        """The share of the training done at a step of this epoch: of epochs or time, if larger."""
+        """The share of the training that is done: of the epochs or of the time, the larger one.
+
+        step: of this epoch, out of steps; time_used: of `Clock`.
+        """
         return max(time_used, (self.epoch + step / steps) / epochs)
 
     def is_finished(self, epochs: int, max_minutes: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""A run's folder: who may write it, and its files."""
+"""A run's folder: whether a run may start or go on in it, and its files."""
 
 import json
 import sys
@@ -29,10 +29,10 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
 
 
 def open_run(out: Path, args: dict) -> dict | None:
-    """The checkpoint to go on from, or None for a fresh run, its folder made.
+    """Make the folder; the checkpoint in it to go on from, or None for a fresh run.
 
-    BadInput if it holds a run and args["resume"] is False, if that run had other settings, or if it
-    cannot be made.
+    args: the flags of train.py. BadInput if the folder holds a run and args["resume"] is False, if
+    that run had other settings, or if the folder cannot be made.
     """
     last = out / "last.pt"
     with writing("--out", out):
@@ -53,11 +53,11 @@ def open_run(out: Path, args: dict) -> dict | None:
 
 
 def check_settings(saved: dict, args: dict, last: Path) -> None:
-    """BadInput unless a checkpoint holds a run that was started with the same settings."""
+    """BadInput unless `saved`, the checkpoint `last`, is of a run with the same settings."""
     if not {"resume", "args", "data", "encoder_weights"} <= saved.keys():
         raise BadInput(
             f"{last} holds no run to go on with: "
-            "give it back its own last.pt, or choose another --out"
+            "put the run's own last.pt there, or choose another --out"
         )
     now, before = (json.loads(json.dumps(settings)) for settings in (args, saved["args"]))
     changed = []
@@ -72,21 +72,21 @@ def check_settings(saved: dict, args: dict, last: Path) -> None:
 
 
 def write_config(out: Path, about: dict) -> None:
-    """config.json: what a checkpoint says about its run, for people. BadInput if it cannot be."""
+    """Write config.json: a checkpoint without weights, for people. BadInput if it cannot be."""
     path = out / "config.json"
     with writing("--out", path):
         write_atomically(path, json.dumps(about, indent=2).encode())
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> bool:
-    """Collective: the first rank writes. False on all if the file cannot be written, which is said.
+    """Collective: the first rank writes. If it cannot, it prints a warning and all ranks get False.
 
-    RuntimeError instead of a checkpoint whose weights are not numbers.
+    RuntimeError on all, and no file, if weights are NaN.
     """
     has_nan = failed = False
     if rank() == 0:
         spoilt = [weight.isnan().any() for weight in checkpoint["model"].values()]
-        has_nan = bool(torch.stack(spoilt).any())  # one look, because each waits for the device
+        has_nan = bool(torch.stack(spoilt).any())  # asked once: each question waits for the device
         failed = not has_nan and not try_write(path, save_checkpoint, checkpoint)
     has_nan, failed = all_reduce_sum(torch.tensor([has_nan, failed]).int()).tolist()
     if has_nan:
@@ -98,7 +98,7 @@ def write_checkpoint(path: Path, checkpoint: dict) -> bool:
 
 
 def try_write(path: Path, write: Callable[[Path, Any], None], content: Any) -> bool:
-    """Whether `write` could write the file. A full disk costs one save and is said, no more."""
+    """Whether `write` could write the file. If not, print a warning: the training goes on."""
     try:
         write(path, content)
     except OSError as error:

@@ -1,7 +1,8 @@
 """BatchNorm with the statistics of all ranks' images: N ranks normalise as one process does.
 
 Ioffe and Szegedy, 2015, arXiv:1502.03167, algorithm 1 and the gradients of its section 3. Written
-twice: with CUDA's own kernels, a few launches a layer, and in operators that every device has.
+twice: with kernels that torch has for CUDA, a few launches per layer, and in operators that every
+device has.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ NO_PIXELS = 1e-30  # a rank's count where it has no image: CUDA's kernel divides
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """x in float32, or in its own type if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -37,9 +38,9 @@ class AnyBatchNorm(torch.autograd.Function):
         bias: Tensor,
         eps: float,
     ) -> tuple[Tensor, ...]:
-        """x: N x C x H x W, N may be 0 -> the same, normalised; all ranks' mean, variance, count.
+        """x: N x C x H x W, N may be 0 -> normalised x, and mean, variance and count of all ranks.
 
-        Mean and variance have C values, the count of pixels one.
+        Mean and variance have C values, the count of pixels (of one channel) has one.
         """
         ctx.set_materialize_grads(False)
         C = x.shape[1]
@@ -88,7 +89,7 @@ class AnyBatchNorm(torch.autograd.Function):
 
 
 class CudaBatchNorm(torch.autograd.Function):
-    """The kernels of torch's own SyncBatchNorm: they sum in float32, or in float64 for float64."""
+    """The kernels of torch's own SyncBatchNorm. They sum in float32, float64 inputs in float64."""
 
     @staticmethod
     def forward(
@@ -167,7 +168,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-        # A compiler fuses operators, not kernels.
+        # torch.compile fuses operators; the kernels it could only call one by one.
         if x.is_cuda and not torch.compiler.is_compiling():
             return self.with_cuda_kernels(x)
         return self.with_any_operators(x)

@@ -1,4 +1,4 @@
-"""The processes that prepare samples."""
+"""The worker processes of the DataLoader, which prepare samples."""
 
 import multiprocessing
 import signal
@@ -9,29 +9,31 @@ import torch
 
 from .clock import SIGNALS
 
-PRELOADED = "segmentation.data.samples"  # once, for all workers
+PRELOADED = "segmentation.data.samples"  # imported once, by the process that workers fork from
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """Let signals do nothing from here on, in this process.
+    """Ignore the signals of `Clock` from here on, in this process.
 
-    For loader workers: torchrun signals them too, and the rank that needs them could not save.
+    torchrun signals loader workers too. If they ended, the rank that reads from them could not
+    finish its step and save.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def worker_context(device: torch.device, workers: int) -> BaseContext | None:
-    """On a GPU, workers are forks of a process without CUDA: forks of one with it may abort.
+    """How workers start; None for Python's default, or for no workers.
 
-    That process must outlive the signals that stop a run, as its workers end with it.
+    On a GPU they are forks of a server process without CUDA: a fork of a process that uses CUDA may
+    abort. The server must outlive the signals that stop a run, because its workers end with it.
     """
     if device.type != "cuda" or not workers:
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
-    resource_tracker.ensure_running()  # or it is started below, and lifts the mask at once
-    # Here signals wait until the server runs; in the server, which inherits the mask, for good.
+    resource_tracker.ensure_running()  # first, because starting it unblocks signals
+    # Blocked here until the server runs. The server inherits the mask and blocks them for good.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
