@@ -56,6 +56,7 @@ def recipe_rows() -> str:
     """The table of recipes as --help prints it: a column a recipe, U-Net and scenes beside it."""
     columns = {name: asdict(recipe) for name, recipe in RECIPES.items()}
     columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
+    columns["fast, trained"] = asdict(recipe_for("fast", "segformer", "", trained=True))
     columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))
     rows = [["", *columns]]
     for field in columns["deck"]:
@@ -83,11 +84,11 @@ def training_arguments(description: str) -> Namespace:
     add_data_flags(parser)
     add_recipe_flags(parser)
     add_run_flags(parser)
-    known = parser.parse_known_args()[0]  # without --help, which is to show the defaults set now
-    row = asdict(recipe_for(known.recipe, known.model, known.data))
-    parser.set_defaults(**{name: row[name] for name in RECIPE_FLAGS})
-    if known.data == "scenes":
+    # Parsed without --help, which is to show the defaults that are set here.
+    if parser.parse_known_args()[0].data == "scenes":
         parser.set_defaults(**SCENES_DEFAULTS)
+    row = asdict(row_of(parser.parse_known_args()[0]))
+    parser.set_defaults(**{name: row[name] for name in RECIPE_FLAGS})
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
     check_training(parser, args)
@@ -100,8 +101,13 @@ def training_arguments(description: str) -> Namespace:
 
 def recipe_of(args: Namespace) -> Recipe:
     """The row that was asked for, its numbers replaced by the flags'."""
-    row = recipe_for(args.recipe, args.model, args.data)
-    return replace(row, **{name: getattr(args, name) for name in RECIPE_FLAGS})
+    return replace(row_of(args), **{name: getattr(args, name) for name in RECIPE_FLAGS})
+
+
+def row_of(args: Namespace) -> Recipe:
+    """The row of the recipe that was asked for, as it is for this model, data and start."""
+    trained = bool(args.init) or args.encoder_weights not in ("none", ["none"])
+    return recipe_for(args.recipe, args.model, args.data, trained)
 
 
 def add_model_flags(parser: ArgumentParser) -> None:

@@ -72,13 +72,21 @@ RECIPES = {"deck": DECK, "fast": FAST, "long": LONG}
 
 # Convolutions learn from smaller batches and larger steps.
 UNET = {"fast": {"batch_size": 8, "lr": 4e-3}, "long": {"batch_size": 8, "lr": 4e-3}}
+# From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
+TRAINED = {"encoder_lr": 0.1, "alpha": 0.5, "beta": 0.5, "coarse": (0.0, 0.0)}
+STARTED = {"fast": TRAINED, "long": TRAINED}
 # The built-in scenes: epochs that fit five minutes on two cores.
 SCENES = {"deck": {"epochs": 24, "batch_size": 8, "augment": 120}}
 
 
-def recipe_for(name: str, model: str, data: str) -> Recipe:
-    """The row of a recipe, with what differs for a U-Net and for the built-in scenes."""
+def recipe_for(name: str, model: str, data: str, trained: bool = False) -> Recipe:
+    """The row of a recipe, with what differs for a U-Net and for the built-in scenes.
+
+    trained: whether the encoder starts from trained weights.
+    """
     changes: dict = {}
+    if trained:
+        changes |= STARTED.get(name, {})
     if model == "unet":
         changes |= UNET.get(name, {})
     if data == "scenes":

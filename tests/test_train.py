@@ -15,7 +15,7 @@ from conftest import run_script
 from torch._dynamo.utils import counters
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
-from segmentation.arguments import training_arguments
+from segmentation.arguments import recipe_of, training_arguments
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import samples
 from segmentation.data.transforms import transform_pair
@@ -138,6 +138,24 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
     monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
     args = training_arguments("")
     assert (args.batch_size, args.lr, args.augment) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "encoder_lr", "alpha", "coarse"),
+    [
+        ("--recipe fast", 0.1, 0.5, (0.0, 0.0)),
+        ("--recipe fast --encoder-lr 0.3 --alpha 0.4", 0.3, 0.4, (0.0, 0.0)),
+        ("--recipe fast --encoder-weights none", 1.0, 0.3, (0.4, 0.8)),
+        ("--recipe fast --encoder-weights none --init best.pt", 0.1, 0.5, (0.0, 0.0)),
+        ("--recipe fast --data scenes", 1.0, 0.3, (0.4, 0.8)),
+        ("--recipe long", 0.1, 0.5, (0.0, 0.0)),
+        ("--recipe deck", 1.0, 0.3, (0.0, 0.0)),
+    ],
+)
+def test_a_trained_start_has_its_own_defaults(flags, encoder_lr, alpha, coarse, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "DIR", *flags.split()])
+    recipe = recipe_of(training_arguments(""))
+    assert (recipe.encoder_lr, recipe.alpha, recipe.coarse) == (encoder_lr, alpha, coarse)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "long"])
