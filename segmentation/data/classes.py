@@ -122,6 +122,7 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _parse_row(path: Path, row: list[str]) -> tuple[int, str, Colour]:
+    """Index, name and colour of a line of classes.csv."""
     try:
         first, name, red, green, blue = row
         numbers = [int(part) for part in (first, red, green, blue)]

@@ -62,6 +62,7 @@ class TrainingSamples(Dataset):
             self._check_sizes()
 
     def _check_sizes(self) -> None:
+        """BadInput if the images differ in size."""
         first, *others = self.names
         size = self.data.image(first).shape[:2]
         for name in others:

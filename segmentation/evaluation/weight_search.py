@@ -83,9 +83,9 @@ def fit_weights(
 ) -> list[Fit]:
     """For each fold, a list of image names, the weights whose average has the highest mIoU on it.
 
-    One weight a member, from one pass over the images. per_class: then a weight for each member and
-    class, by coordinate ascent from there: change every class that would gain on its own; if the
-    joint change loses, keep only the single best one; PASSES times, or until nothing gains.
+    One weight per member, from one pass over the images. per_class: then one per member and class,
+    by coordinate ascent from there: change every class that would gain on its own; if the joint
+    change loses, keep only the single best one; PASSES times, or until nothing gains.
     Each member alone is a candidate, so the result is never worse on its fold than a member.
     Collective: all ranks call it together and get the same answer.
     """

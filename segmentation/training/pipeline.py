@@ -124,10 +124,12 @@ class LastPart(nn.Module):
         }
 
     def begin(self, image: Tensor, mask: Tensor, keys: Tensor) -> None:
+        """Before the first micro-batch of a global batch, which is given whole."""
         self.batch = image, mask, keys
         self.leaves: list[list[Tensor]] = []
 
     def forward(self, *maps: Tensor, keys: Tensor) -> Tensor:
+        """The maps of a micro-batch -> its dummy loss. The last one triggers `complete`."""
         maps = self.part(*maps, keys=keys)
         leaves = [x.detach().requires_grad_() for x in maps]
         self.leaves.append(leaves)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-HISTORY = (  # the columns of history.csv, a row an epoch
+HISTORY = (  # the columns of history.csv, which has a row per epoch
     "epoch",
     "train_loss",
     "val_loss",
