@@ -231,7 +231,7 @@ class Pipeline:
         return loss
 
     def plan(self, image: Tensor) -> ScheduleGPipe:
-        """The schedule for batches of this shape, which its number of micro-batches divides."""
+        """The schedule for batches of the image's shape, cut into equal micro-batches."""
         N = len(image)
         most = min(N, MICRO_BATCHES_PER_RANK * world_size()) if self.splits else 1
         count = next(m for m in range(most, 0, -1) if N % m == 0)

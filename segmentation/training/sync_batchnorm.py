@@ -81,7 +81,7 @@ class AnyBatchNorm(torch.autograd.Function):
             d_weight = torch.zeros_like(weight)
             d_bias = torch.zeros_like(weight)
         sum_gx, sum_g = all_reduce_sum(torch.stack((d_weight, d_bias))) / total
-        # The kernel gave weight / s g. The rest of the formula above is slope x + offset.
+        # The kernel gave weight / s g; the formula above takes slope x + offset from it.
         slope = weight * inverse.square() * sum_gx
         offset = weight * inverse * sum_g - slope * mean
         dx.addcmul_(x, -slope[:, None, None])
