@@ -102,7 +102,7 @@ def folds_of(data: SegmentationDataset) -> list[list[str]]:
 
     BadInput if one is empty.
     """
-    # Sorted: in a video neighbours look alike, and the halves are to differ.
+    # Sorted: in a video neighbours look alike, so the halves are not interleaved.
     names = sorted(data.splits["val"])
     middle = len(names) // 2
     folds = [names] if data.splits["test"] else [names, names[:middle], names[middle:]]
@@ -247,7 +247,7 @@ def describe_average(
 
 def print_split(images: int, fitted: bool) -> None:
     halves = f"each half of the {images} of val is scored with the weights fitted on the other"
-    val = "scores are on val, which chose the members' checkpoints"
+    val = "scores are on val, on which the members' checkpoints were chosen"
     print(f"no test images: {halves if fitted else val}")
 
 
@@ -273,7 +273,7 @@ def print_classes(
     scores: list[dict],
     labels: list[str],
 ) -> None:
-    """A row a class: the IoU of each model, then the weight of each member."""
+    """One row per class: the IoU of each model, then the weight of each member."""
     heads = [f"{label} weight" for label in labels[:-1]]
     rows = [["class IoU", *labels, *heads]]
     classes = scores[0]["iou"]

@@ -99,7 +99,7 @@ def end_at_once(report: Callable[..., Any], *error: Any) -> None:
 
 
 def end_with(sentence: str) -> NoReturn:
-    """A BadInput ends this rank with code 2; what all ranks have to say the first says alone."""
+    """End this rank with code 2. A sentence that all ranks share is printed by rank 0 alone."""
     is_first = os.environ.get("RANK", "0") == "0"
     if is_first or not said_by_first_rank(sentence):
         print(f"error: {signed(sentence)}", file=sys.stderr, flush=True)
@@ -123,7 +123,7 @@ def said_by_first_rank(sentence: str) -> bool:
 
 
 def signed(sentence: str) -> str:
-    """With the rank and its host before it, but for the first rank's."""
+    """The sentence, and before it the rank and its host, but on rank 0."""
     number = os.environ.get("RANK", "0")
     return sentence if number == "0" else f"rank {number} ({socket.gethostname()}): {sentence}"
 

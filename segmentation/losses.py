@@ -9,7 +9,7 @@ k and over the pixels that are not ignored,
     TI = (TP + e) / (TP + alpha FP + beta FN + e)
     loss = 1 - mean of TI over the classes with T > 0
 
-so three sums a class are enough: TP, P = sum p, and T = the number of pixels of the class. No
+so three sums per class are enough: TP, P = sum p, and T = the number of pixels of the class. No
 one-hot tensor is made.
 """
 

@@ -36,12 +36,14 @@ class Recipe:
 
     # No flag overrides these.
     augmentation: str = "deck"  # of data.samples: "deck" draws extra samples alone, "fast" all
-    scales: tuple[float, float] = (1.0, 1.0)  # range of a sample's scale
-    coarse: tuple[float, float] = (0.0, 0.0)  # shares of the training at 1/4, then up to 1/2 size
-    class_balance: float | None = None  # cross entropy too, weights (median / own pixels) ** this
+    scales: tuple[float, float] = (1.0, 1.0)  # of a sample, lowest and highest, log-uniform
+    # Samples have 1/4 of each side until the first share of the training, 1/2 until the second.
+    coarse: tuple[float, float] = (0.0, 0.0)
+    # Adds cross entropy with class weights (median / own pixels) ** this. None: Tversky alone.
+    class_balance: float | None = None
     weight_decay: float | None = None  # None: Adam; a number: AdamW
     warm_up: float = 0.0  # share of the training over which the learning rate rises
-    decay: float | None = None  # it falls as this power of what is left; None: on a plateau
+    decay: float | None = None  # power of 1 - progress by which it falls; None: on a plateau
 
 
 DECK = Recipe(epochs=50, batch_size=32, lr=1e-3, augment=600)
@@ -109,8 +111,8 @@ def optimizer_for(
 ) -> Optimizer:
     """Adam or AdamW over those of the named parameters that are trained.
 
-    A group's `lr_share` is the share of the learning rate that its parameters take. Vectors, which
-    are biases and what normalisation scales by, do not decay.
+    A group's `lr_share` is the share of the learning rate that its parameters take. Biases and the
+    weights of normalisation, which are vectors, do not decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
@@ -127,7 +129,7 @@ def optimizer_for(
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Each group takes its share."""
+    """Give each group its share of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["lr_share"] * rate
 
