@@ -199,6 +199,8 @@ def print_scores(scores: dict, split: str, name: str) -> None:
         f"over {present} of {len(ious)} classes",
         "mPA": format_score(scores["mpa"]),
         "pixel accuracy": format_score(scores["pixel_accuracy"]),
+        "fwIoU": f"{format_score(scores['fwiou'])}   "
+        "mean IoU, each class weighted by its share of the pixels",
         "image mIoU": f"{format_score(scores['image_miou'])}   "
         "mean over images for each class, then over classes",
         "image mPA": format_score(scores["image_mpa"]),

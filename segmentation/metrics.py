@@ -1,9 +1,9 @@
 """Scores of a prediction, all of them from one integer confusion matrix.
 
-Rows are the target, columns the prediction; only the target decides what is ignored. mIoU and mPA
-(mean pixel accuracy) are defined by Long, Shelhamer, Darrell, "Fully convolutional networks for
-semantic segmentation", 2015, arXiv:1411.4038, section 5. Here classes without pixels leave the
-mean.
+Rows are the target, columns the prediction; only the target decides what is ignored. mIoU, mPA
+(mean pixel accuracy) and fwIoU (frequency-weighted IoU) are defined by Long, Shelhamer, Darrell,
+"Fully convolutional networks for semantic segmentation", 2015, arXiv:1411.4038, section 5. Here
+classes without pixels leave the mean.
 """
 
 import torch
@@ -62,18 +62,22 @@ class ConfusionMatrix:
         self.matrix = all_reduce_sum(self.matrix)
 
     def scores(self, classes: list[str] | None = None) -> dict:
-        """miou, mpa, pixel_accuracy in [0, 1], None where no pixel counts.
+        """miou, mpa, pixel_accuracy, fwiou in [0, 1], None where no pixel counts.
 
+        fwiou: the mean IoU, each class weighted by its share of the target's pixels.
         iou, accuracy: by class, None for an absent one.
         """
         iou, accuracy = class_scores(self.matrix)
         names = classes or [str(k) for k in range(self.num_classes)]
         right = self.matrix.diagonal().sum()
         pixel_accuracy = right.double() / self.matrix.sum()
+        pixels = self.matrix.sum(1).double()
+        fwiou = (pixels * iou).nansum() / pixels.sum()
         return {
             "miou": _number(iou.nanmean()),
             "mpa": _number(accuracy.nanmean()),
             "pixel_accuracy": _number(pixel_accuracy),
+            "fwiou": _number(fwiou),
             "iou": dict(zip(names, map(_number, iou), strict=True)),
             "accuracy": dict(zip(names, map(_number, accuracy), strict=True)),
         }

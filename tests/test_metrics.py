@@ -39,6 +39,7 @@ def test_hand_made_matrix():
     assert scores["miou"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert scores["mpa"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert scores["pixel_accuracy"] == pytest.approx(3 / 5)
+    assert scores["fwiou"] == pytest.approx((3 * 2 / 4 + 1 * 1 / 2 + 1 * 0) / 5)  # TP + FN first
 
 
 def test_equals_scikit_learn():
@@ -54,6 +55,8 @@ def test_equals_scikit_learn():
     scores = matrix.scores()
     assert scores["miou"] == pytest.approx(sklearn.metrics.jaccard_score(t, p, average="macro"))
     assert scores["mpa"] == pytest.approx(sklearn.metrics.recall_score(t, p, average="macro"))
+    weighted = sklearn.metrics.jaccard_score(t, p, average="weighted")
+    assert scores["fwiou"] == pytest.approx(weighted) != scores["miou"]
 
 
 def test_order_and_batches_do_not_matter():
@@ -73,6 +76,7 @@ def test_absent_class_does_not_count_but_its_false_positives_do():
     assert scores["iou"]["2"] == 0.0 and scores["accuracy"]["2"] is None
     assert scores["miou"] == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert scores["mpa"] == pytest.approx((1 + 1 / 2) / 2)
+    assert scores["fwiou"] == pytest.approx((1 + 2 * 1 / 2) / 3)
 
 
 def test_only_the_target_decides_what_is_ignored():
@@ -85,7 +89,8 @@ def test_only_the_target_decides_what_is_ignored():
 
 def test_nothing_counted_is_none_not_zero():
     scores = scores_of([0, 1], [255, 255], K=2)
-    assert scores["miou"] is None and scores["mpa"] is None and scores["pixel_accuracy"] is None
+    names = ("miou", "mpa", "pixel_accuracy", "fwiou")
+    assert [scores[name] for name in names] == [None] * 4
 
 
 @pytest.mark.parametrize("prediction, target", [([2], [0]), ([-1], [0]), ([0], [2]), ([0], [-1])])

@@ -125,7 +125,7 @@ def test_the_report_names_every_convention_and_how_the_model_came_about(
 ):
     scores = json.loads((single / "scores.json").read_text())
     text = Elements((single / "report.html").read_text()).text
-    for key in ("miou", "mpa", "pixel_accuracy", "image_miou", "image_mpa", "loss"):
+    for key in ("miou", "mpa", "pixel_accuracy", "fwiou", "image_miou", "image_mpa", "loss"):
         assert f"{scores[key]:.4f}" in text
     pixels = sum(map(sum, scores["confusion"]))
     for words in (
@@ -220,7 +220,8 @@ def test_a_comparison_has_a_column_a_model_and_says_where_each_wins(
 def test_the_best_of_a_row_is_bold_unless_it_is_shared(comparison: Path):
     a, b = json.loads((comparison / "scores.json").read_text()).values()
     rows = [
-        (a[key], b[key]) for key in ("miou", "mpa", "pixel_accuracy", "image_miou", "image_mpa")
+        (a[key], b[key])
+        for key in ("miou", "mpa", "pixel_accuracy", "fwiou", "image_miou", "image_mpa")
     ]
     bold = [max(row) for row in rows if row[0] != row[1]] + [min(a["loss"], b["loss"])]
     for name in a["iou"]:

@@ -47,6 +47,8 @@ def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):
     flags = ("--split", "val", "--json", tmp_path / "scores.json")
     assert run_script("evaluate", run / "best.pt", *flags) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
+    keys = "loss miou mpa pixel_accuracy fwiou image_miou image_mpa iou accuracy confusion images"
+    assert list(scores) == keys.split()
     with open(run / "history.csv") as file:
         best = max(csv.DictReader(file), key=lambda row: float(row["val_miou"]))
     assert scores["miou"] == float(best["val_miou"])

@@ -45,8 +45,8 @@ def score_split(
     beta: float = 0.7,
     before_each: Callable[[], object] = lambda: None,
 ) -> dict:
-    """Scores of the images of data.splits[split]: loss, miou, mpa, pixel_accuracy, iou and accuracy
-    by class, image_miou, image_mpa, confusion (K x K) and images [{name, miou, mpa}].
+    """Scores of the images of data.splits[split]: loss, miou, mpa, pixel_accuracy, fwiou,
+    image_miou, image_mpa, iou and accuracy by class, confusion (K x K), images [{name, miou, mpa}].
 
     Collective: all ranks call it together and get the same answer. before_each: called by all ranks
     before each round of images; what it raises ends the scoring.
@@ -98,10 +98,13 @@ def scores_of(
     total.matrix = matrices.sum(0)
     by_image = image_scores(matrices)
     images = zip(names, by_image.pop("images"), strict=True)
+    scores = total.scores(classes)
+    by_class = {name: scores.pop(name) for name in ("iou", "accuracy")}
     return {
         "loss": tversky_loss(sums.sum(0), alpha, beta).item(),
-        **total.scores(classes),
+        **scores,
         **by_image,
+        **by_class,
         "confusion": total.matrix.tolist(),
         "images": [{"name": name, **scores} for name, scores in images],
     }

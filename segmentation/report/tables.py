@@ -60,6 +60,7 @@ def score_table(entries: list[Entry]) -> list[list]:
         "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
         "mPA": "accuracy of a class, from the same matrix, mean over the classes in the truth",
         "pixel accuracy": "share of the pixels that are right",
+        "fwIoU": "mean IoU, each class weighted by its share of the pixels of the truth",
         "image mIoU": "IoU of each image, mean over images for each class, then over classes",
         "image mPA": "accuracy of each image, averaged in the same way",
         "loss": f"{tversky}, one loss over all pixels",
