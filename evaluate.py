@@ -4,6 +4,7 @@ python evaluate.py runs/segformer/best.pt
 python evaluate.py runs/segformer/best.pt --out report                      # report.html and tables
 python evaluate.py runs/unet/best.pt runs/segformer/best.pt --out report    # side by side
 python evaluate.py runs/segformer/best.pt --images DIR --out predictions    # images without masks
+python evaluate.py HF_FOLDER --data DIR                  # a published SegFormer of the same classes
 torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
 
@@ -20,8 +21,8 @@ from torch import nn
 
 from segmentation import distributed
 from segmentation.arguments import command_line, evaluation_arguments
-from segmentation.checkpoint import load_checkpoint
-from segmentation.data.datasets import SegmentationDataset, reopen_dataset
+from segmentation.data.classes import numbered_classes
+from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
 from segmentation.data.images import read_image
 from segmentation.data.layouts import SUFFIXES
 from segmentation.data.problems import Unreadable
@@ -36,6 +37,8 @@ from segmentation.hardware import (
     out_of_memory_is_bad_input,
     prepare,
 )
+from segmentation.pretrained.files import shorten
+from segmentation.pretrained.initial import fit_classes, load_model
 from segmentation.report import write_report
 from segmentation.report.pictures import (
     Example,
@@ -67,15 +70,16 @@ def main() -> None:
         with writing("--out", args.out):
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
-        model, meta = load_checkpoint(args.checkpoints[0])
+        model, meta = load_model(args.checkpoints[0])
+        meta.setdefault("palette", numbered_classes(len(meta["classes"])).palette)
         predict_folder(model.to(device), meta, Path(args.images), Path(args.out), how)
         return
 
     # Models and their data
     started = time.monotonic()
-    models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
-    reopened = [partial(reopen_dataset, meta, args.data) for meta in metas]
-    sets = [*map(distributed.first_rank_first, reopened)]
+    opening = [partial(open_checkpoint, path, args.data) for path in args.checkpoints]
+    opened = map(distributed.first_rank_first, opening)
+    models, metas, sets = zip(*opened, strict=True)
     split = choose_split(sets[0], args.split)
     check_comparable(args.checkpoints, sets, split)
 
@@ -106,6 +110,34 @@ def main() -> None:
         with writing("--out", args.out):
             write_report(Path(args.out), entries, examples, where=where, evaluation=facts)
         print(f"report in {Path(args.out) / 'report.html'}")
+
+
+def open_checkpoint(path: str, folder: str | None) -> tuple[nn.Module, dict, SegmentationDataset]:
+    """The model, dict and data of a checkpoint; a published SegFormer gets the data's classes.
+
+    BadInput if the data have other classes, or if a published model is given none.
+    """
+    model, meta = load_model(path)
+    if meta["data"]["root"]:
+        return model, meta, reopen_dataset(meta, folder)
+    if not folder:
+        raise BadInput(
+            f"{path} is a published model and knows no data: say --data DIR to score it, "
+            "or --images DIR --out OUT to predict"
+        )
+    task = "binary" if len(meta["classes"]) == 2 else "multiclass"
+    data = open_dataset(folder, task=task)
+    model, _, anew = fit_classes(model, meta, data.classes)
+    if anew:
+        known, found = shorten(meta["classes"], 8), shorten(data.classes, 8)
+        if meta["reduced_labels"]:
+            known += ", class k being stored value k + 1 (do_reduce_labels)"
+        raise BadInput(
+            f"{path} knows the classes {known}; {folder} has {found}: "
+            "give data whose classes have the same names"
+        )
+    known_now = {"classes": data.classes, "palette": data.palette, "data": data.describe()}
+    return model, meta | known_now, data
 
 
 def write_json(file: str, entries: list[Entry]) -> None:

@@ -236,12 +236,12 @@ def start_model(
     data: SegmentationDataset,
     segformer: dict,
     init: list[str] | None,
-    encoder_weights: str,
+    encoder_weights: str | list[str],
 ) -> Start:
-    """A fresh run's model: of the checkpoints `init`, or random but for its encoder's weights."""
+    """A fresh run's model: of the files `init`, or random but for its encoders' weights."""
     if init:
         held_out = {*data.splits["val"], *data.splits["test"]}
-        return start_from(init, name, data.classes, held_out, data.root)
+        return start_from(init, name, data.classes, held_out, data.root, segformer)
     return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 

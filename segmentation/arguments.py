@@ -92,6 +92,8 @@ def training_arguments(description: str) -> Namespace:
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
     check_training(parser, args)
+    if not args.init:
+        args.decoder = args.decoder or "conv"
     args.max_minutes = args.max_minutes or None
     args.out = args.out or f"runs/{args.model}"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
@@ -122,8 +124,7 @@ def add_model_flags(parser: ArgumentParser) -> None:
     add(
         "--decoder",
         choices=list(DECODERS),
-        default="conv",
-        help="SegFormer's: conv is this project's, mlp the paper's",
+        help="SegFormer's: conv is this project's, mlp the paper's (default: conv, or --init's)",
     )
     add(
         "--drop-path",
@@ -137,8 +138,19 @@ def add_model_flags(parser: ArgumentParser) -> None:
         metavar="P",
         help="before SegFormer's logits; the paper's is 0.1",
     )
-    add("--init", nargs="+", metavar="FILE", help="start from checkpoints; uformer: one a member")
-    add("--encoder-weights", default="imagenet", metavar="W", help="imagenet, none, or a file")
+    add(
+        "--init",
+        nargs="+",
+        metavar="FILE",
+        help="start from a checkpoint or a published SegFormer; uformer: one a member",
+    )
+    add(
+        "--encoder-weights",
+        nargs="+",
+        default="imagenet",
+        metavar="W",
+        help="imagenet, none, or a file; uformer: also two, the U-Net's and the SegFormer's",
+    )
     add("--freeze-encoder", action="store_true", help="train the decoder alone")
     add("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
 
@@ -245,6 +257,14 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
         parser.error("--init takes one checkpoint, but for --model uformer")
     if checkpoints == 1 and is_uformer:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
+    sources = args.encoder_weights
+    if isinstance(sources, list):
+        if len(sources) != 1 + is_uformer and sources not in (["imagenet"], ["none"]):
+            parser.error(
+                "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
+                "files, the U-Net's and the SegFormer's"
+            )
+        args.encoder_weights = sources[0] if len(sources) == 1 else sources
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
 
@@ -253,7 +273,11 @@ def evaluation_arguments(description: str) -> Namespace:
     """Parse evaluate.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description)
     add = parser.add_argument
-    add("checkpoints", nargs="+", help="what train.py or ensemble.py wrote; several are compared")
+    add(
+        "checkpoints",
+        nargs="+",
+        help="what train.py or ensemble.py wrote, or published SegFormers; several are compared",
+    )
     add_scoring_flags(parser)
     add(
         "--split",

@@ -12,7 +12,7 @@ scores           of val, see evaluation.scoring; None in last.pt saved within an
 history          rows of history.csv, a dict an epoch
 seconds          of training and validation, over all resumptions
 args, command    the command line: parsed, and as it was typed
-encoder_weights  source and licence of weights trained elsewhere, or None
+encoder_weights  source, sha256 and licence of weights trained elsewhere, or None
 environment      hardware and versions
 members          UFormers of ensemble.py alone: what each member was trained with
 resume           last.pt alone: optimizer and scheduler (whole state dicts), progress
@@ -20,9 +20,12 @@ resume           last.pt alone: optimizer and scheduler (whole state dicts), pro
 
 import io
 import pickle
+import re
 import textwrap
 import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,8 @@ from .models import build_model
 
 FORMAT = 2
 RENAMED = {"best": "best_miou", "started": "epoch_began", "time_up": "limit_reached"}
+OLD_NORM_EPS = 1e-6  # of a SegFormer whose configuration names none
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20"  # how torch.save began before version 1.6
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -45,36 +50,65 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
+def first_bytes(path: Path) -> bytes:
+    """The first bytes of a file of weights.
+
+    BadInput if there are none, or if they are not a file's own but of what stands in for it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}): give a checkpoint, or a file of weights"
+        ) from error
+    if not head:
+        raise BadInput(
+            f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise BadInput(f"{path} is a git-lfs pointer to the weights: run git lfs pull beside it")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise BadInput(f"{path} is a web page: download the file itself, not the page about it")
+    return head
+
+
+def read_plain(path: Path) -> Any:
+    """What torch.save wrote, on the CPU; no code is run. BadInput says what else the file is."""
+    head = first_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on strange pickles, which are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports bad files by many types
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        cut = head.startswith(LEGACY)
+        if head.startswith(b"PK"):
+            cut = not zipfile.is_zipfile(path)  # its table of contents stands at the end
+        reason = textwrap.shorten(str(error).split(". ")[0], 120)
+        problem = f"is damaged or not a checkpoint ({reason}): give another one"
+        if isinstance(error, pickle.UnpicklingError):
+            what = f"it holds a {held[1]}; " if held else ""
+            problem = "is not a checkpoint of plain data, so it was not loaded: "
+            problem += f"{what}save model.state_dict() instead"
+        if cut and not held:
+            problem = "is cut short: copy or fetch it again"
+        raise BadInput(f"{path} {problem}") from error
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether what `read_plain` gave is of this project."""
+    known = {"format", "model", "config", "classes"}
+    return isinstance(content, dict) and known <= content.keys()
+
+
 def read_checkpoint(path: str | Path) -> dict:
     """The plain dict of a checkpoint, on the CPU.
 
     BadInput for a file that is missing, damaged, foreign or hostile.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise BadInput(
-                f"{path} is empty: use another checkpoint, such as the other of best.pt and last.pt"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on strange pickles, which are refused below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except BadInput:
-        raise
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read ({error.strerror}): give the path of a checkpoint"
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise BadInput(
-            f"{path} is not a checkpoint of plain data, so it was not loaded: give another"
-        ) from error
-    except Exception as error:  # torch reports damaged archives by many types
-        raise BadInput(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}): give another one"
-        ) from error
-    known = {"format", "model", "config", "classes"}
-    if not isinstance(checkpoint, dict) or not known <= checkpoint.keys():
+    checkpoint = read_plain(Path(path))
+    if not is_checkpoint(checkpoint):
         raise BadInput(
             f"{path} holds no checkpoint of this project: "
             "give one that train.py or ensemble.py wrote"
@@ -111,9 +145,10 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
 def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
     """The model of what `read_checkpoint` gave, with its weights.
 
-    BadInput, naming the path, if they do not fit.
+    An old configuration is completed in place. BadInput, naming the path, if they do not fit.
     """
     try:
+        complete(checkpoint["config"])
         with torch.device("meta"):  # no memory, so no random weights are drawn to be replaced
             model = build_model(checkpoint["config"])
         load_weights(model, checkpoint["model"])
@@ -123,6 +158,14 @@ def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:
             f"{path}: its weights do not fit its configuration ({reason}): give another one"
         ) from error
     return model
+
+
+def complete(config: dict) -> None:
+    """Fill in what was a constant when older checkpoints were written."""
+    for member in config.get("members", ()):
+        complete(member)
+    if config.get("model") == "segformer":
+        config.setdefault("norm_eps", OLD_NORM_EPS)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

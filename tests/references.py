@@ -41,7 +41,7 @@ def reference_config(variant: str) -> "transformers.SegformerConfig":
 def refused(*parts: str):
     """A BadInput of one line that holds every part."""
     with pytest.raises(BadInput) as caught:
-        yield
+        yield caught
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)

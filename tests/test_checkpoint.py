@@ -40,7 +40,7 @@ def test_what_is_saved_is_what_is_loaded(model: torch.nn.Module, tmp_path: Path)
     assert not loaded.training
     assert meta == {
         "format": FORMAT,
-        "config": CONFIG,
+        "config": CONFIG | {"norm_eps": 1e-6},
         "classes": ["a", "b", "c"],
         "args": {"lr": 0.1, "crop": None},
     }
@@ -119,7 +119,7 @@ BAD = {
         "not a checkpoint",
     ),
     "zeros": (lambda path, good: path.write_bytes(bytes(5000)), "not a checkpoint"),
-    "truncated": (truncated, "damaged or not a checkpoint"),
+    "truncated": (truncated, "is cut short"),
     "damaged": (damaged, "damaged or not a checkpoint|not a checkpoint of plain data"),
     "a zip of something else": (
         lambda path, good: zipfile.ZipFile(path, "w").close(),

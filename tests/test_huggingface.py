@@ -1,7 +1,6 @@
 """Whole SegFormers from Hugging Face: the functions of transformers, or one sentence why not."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ from torch import nn
 
 from segmentation.models.mix_transformer import VARIANTS
 from segmentation.models.segformer import SegFormer
-from segmentation.pretrained.names import DECODER_LAYERS, layer_names, recognise, translate
+from segmentation.pretrained.huggingface import with_scales_reversed
+from segmentation.pretrained.names import recognise, segformer_names, translate
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,9 @@ def test_in_float64_every_norm_has_the_same_eps_and_every_gradient_is_the_same(f
     # renaming and stacking are linear, so gradients are translated as weights are
     gradients = {name: p.grad for name, p in reference.named_parameters()}
     state = {**reference.state_dict(), **gradients}
-    _, names, column = recognise(state, folder)
-    names = {f"encoder.{ours}": there for ours, there in names.items()}
-    for i in range(4):
-        names |= layer_names(DECODER_LAYERS, column, i=i)
-    expected = translate(state, model, names, folder)
-    expected["decoder.fuse.weight"] = torch.cat(
-        expected["decoder.fuse.weight"].chunk(4, dim=1)[::-1], dim=1
-    )
+    _, encoder, column = recognise(state, folder)
+    names = segformer_names(encoder, column)
+    expected = with_scales_reversed(translate(state, model, names, folder))
     for name, p in model.named_parameters():
         torch.testing.assert_close(
             p.grad, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
@@ -151,19 +146,3 @@ def test_a_broken_config_is_refused(folder, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with refused(str(tmp_path / "config.json"), "not JSON"):
         SegFormer.from_huggingface(tmp_path)
-
-
-def test_folders_without_weights_are_refused(tmp_path):
-    with refused(str(tmp_path), "pytorch_model.bin nor model.safetensors"):
-        SegFormer.from_huggingface(tmp_path)
-    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
-    with refused("shards", "one file"):
-        SegFormer.from_huggingface(tmp_path)
-    with refused("nowhere", "does not exist"):
-        SegFormer.from_huggingface(tmp_path / "nowhere")
-
-
-def test_safetensors_is_optional_and_asked_for(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with refused("model.safetensors", "pip install safetensors"):
-        SegFormer.from_huggingface(folder)

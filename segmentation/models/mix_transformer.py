@@ -32,10 +32,9 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 MLP_RATIO = 4
 
-# The published encoders were trained with eps 1e-6 in the norms of blocks and stages, with 1e-5
-# after patch merging and sequence reduction. transformers evaluates the same files with 1e-5
-# everywhere, and so does what `SegFormer.from_huggingface` returns.
-BLOCK_NORM_EPS = 1e-6
+# Of the norms of blocks and stages: what transformers evaluates the published weights with. They
+# were trained with 1e-6 there, and with 1e-5 after patch merging and sequence reduction.
+NORM_EPS = 1e-5
 
 
 class OverlapPatchMerging(nn.Module):
@@ -209,7 +208,7 @@ class MixTransformer(nn.Module):
         variant: str = "b0",
         in_channels: int = 3,
         drop_path: float = 0.0,
-        norm_eps: float = BLOCK_NORM_EPS,
+        norm_eps: float = NORM_EPS,
     ):
         super().__init__()
         if variant not in VARIANTS:

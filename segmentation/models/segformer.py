@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import KeyedDropout, Linear, Normalise, initialise, linear, start_undecided
-from .mix_transformer import BLOCK_NORM_EPS, MixTransformer
+from .mix_transformer import NORM_EPS, MixTransformer
 
 
 class MLPDecoder(nn.Module):
@@ -125,6 +125,7 @@ class SegFormer(nn.Module):
     """
 
     classes: list[str]  # set by `from_huggingface` alone
+    reduced_labels = False  # set by it too: class k is stored value k + 1 of the data it learnt
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class SegFormer(nn.Module):
         in_channels: int = 3,
         drop_path: float = 0.0,
         dropout: float = 0.0,
-        norm_eps: float = BLOCK_NORM_EPS,
+        norm_eps: float = NORM_EPS,
     ):
         super().__init__()
         if decoder not in DECODERS:
@@ -159,10 +160,20 @@ class SegFormer(nn.Module):
     def from_huggingface(cls, path: str | Path) -> "SegFormer":
         """A trained SegFormer, in eval mode, from a folder or file as Hugging Face saves it.
 
-        Its class names are in `classes`. Its logits are those of transformers'
-        SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if the files are
-        not there, cannot be read, or do not fit.
+        NVlabs' own file does too. Its class names are in `classes`. Its logits are those of
+        transformers' SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if
+        the files are not there, cannot be read, or do not fit.
         """
         from ..pretrained.huggingface import load_segformer  # which needs this file
 
         return load_segformer(cls, path)
+
+    def save_huggingface(self, folder: str | Path, classes: list[str] | None = None) -> None:
+        """Write config.json, preprocessor_config.json and model.safetensors for transformers.
+
+        classes: names; by default those it was loaded with, or "0", "1", ... ValueError unless the
+        decoder is the paper's; OSError if the files cannot be written.
+        """
+        from ..pretrained.huggingface import save_segformer  # which needs this file
+
+        save_segformer(self, Path(folder), classes)

@@ -1,81 +1,252 @@
-"""Files of published weights: find in a folder, read without running code, fetch into a cache."""
+"""Files of weights: find in a folder, read without running code, fetch into a cache, write.
+
+A .safetensors file is eight bytes (the length of its header), a JSON header {name: {dtype, shape,
+data_offsets}}, and the tensors' bytes one behind the other.
+"""
 
 import contextlib
+import hashlib
 import http.client
+import json
+import math
+import os
 import re
 import socket
 import sys
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint import first_bytes, is_checkpoint, read_plain
 from ..errors import BadInput
+from ..files import write_atomically
 
 TIMEOUT = 8.0  # seconds for a server to connect, and between two pieces of its answer
+INDEX = ".index.json"  # of shards
+SAFETENSORS = "model.safetensors"
+# As transformers looks for them.
+NAMES = (SAFETENSORS, SAFETENSORS + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX)
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # keys that hold the table
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, others
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+FILE_LICENCE = "not stated in the file; NVIDIA's own MiT weights are non-commercial"
+NO_LICENCE = "none: trained from random numbers"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file, or the shards of one, hold.
+
+    record: source, path, sha256 (of each shard) and licence, for a checkpoint.
+    """
+
+    path: Path  # the file, or the index of its shards
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    checkpoint: dict | None = None  # the whole file, if it is of this project
+
+
+def open_weights(source: str | Path) -> Weights:
+    """Read a file, or that of a folder as Hugging Face or its cache has it.
+
+    BadInput for its true reason, if it cannot be read or holds more than named tensors.
+    """
+    path = weights_file(Path(source))
+    files = shards_of(path) if path.name.endswith(INDEX) else [path]
+    contents = [read_file(file) for file in files]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    record = {
+        "source": "file",
+        "path": str(path),
+        "sha256": digests[0] if len(digests) == 1 else digests,
+        "licence": stated_licence(path.parent),
+    }
+    checkpoint = contents[0]
+    if is_checkpoint(checkpoint):
+        trained_from = checkpoint.get("encoder_weights")
+        licences = dict.fromkeys(licences_in(trained_from))
+        record |= {"licence": "; ".join(licences) or NO_LICENCE, "trained_from": trained_from}
+        return Weights(path, checkpoint["model"], record, checkpoint)
+    tensors: dict[str, Tensor] = {}
+    for file, content in zip(files, contents, strict=True):
+        tensors |= table_of(content, file)
+    return Weights(path, without_prefixes(tensors), record)
 
 
 def weights_file(path: Path) -> Path:
-    """The file itself, or the one of that folder as Hugging Face names them."""
-    if path.is_file():
-        return path
+    """The file itself, or the one of that folder, which may be the hub's cache of a model."""
     if not path.is_dir():
-        raise BadInput(
-            f"{path} does not exist: give a file of weights, or a folder as Hugging Face saves it"
-        )
-    for name in ("pytorch_model.bin", "model.safetensors"):
-        if (path / name).is_file():
+        return path  # if it is not there, reading it says so
+    main, snapshots = path / "refs" / "main", list(path.glob("snapshots/*"))
+    if main.is_file():
+        path = path / "snapshots" / main.read_text().strip()
+    elif len(snapshots) == 1:
+        path = snapshots[0]
+    for name in NAMES:
+        if os.path.lexists(path / name):  # a broken link too, which reading tells
             return path / name
-    sharded = any(path.glob("*.index.json"))
-    advice = ", saved in shards: save it again in one file" if sharded else ""
-    raise BadInput(f"{path} holds neither pytorch_model.bin nor model.safetensors{advice}")
+    below = [*path.glob("*/*"), *path.glob("*/*/*")]
+    folders = {str(file.parent.relative_to(path)) for file in below if file.name in NAMES}
+    advice = f"name one of its folders {', '.join(sorted(folders))}" if folders else "name another"
+    raise BadInput(f"{path} holds neither model.safetensors nor pytorch_model.bin: {advice}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict; no code of the file is run."""
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names. BadInput if one is not there."""
+    content = read_json(index)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        names = sorted(set(content["weight_map"].values()))
+        files = [index.with_name(name) for name in names]  # ValueError for a name with a folder
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{index} has no weight_map of files beside it: fetch it again") from error
+    gone = [file.name for file in files if not file.exists()]
+    if gone or not files:
+        raise BadInput(f"{index} names shards that are not there: fetch {', '.join(gone)} too")
+    return files
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise BadInput(f"{path} needs one more package to read: pip install safetensors") from error
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds over a bad file
+
+def read_json(path: Path) -> dict:
+    """BadInput if it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(f"{path} is not JSON that can be read: fetch it again") from error
+
+
+def read_file(path: Path) -> Any:
+    """What safetensors or torch.save wrote, whatever the file's name; no code of it is run."""
+    if first_bytes(path)[8:9] == b"{":
+        return read_safetensors(path)
+    return read_plain(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """BadInput unless the tensors named in the header fill the file."""
+    content = path.read_bytes()
+    cut = BadInput(f"{path} is cut short: copy or fetch it again")
+    start = 8 + int.from_bytes(content[:8], "little")
+    if start > len(content):
+        raise cut
+    tensors = {}
+    filled = start
+    try:
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            shape, dtype = entry["shape"], DTYPES.get(entry["dtype"])
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            if dtype is None:
+                raise BadInput(f"{path} has {name} as {entry['dtype']}: save it as F32")
+            if begin != filled or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"the offsets of {name}")
+            if end > len(content):
+                raise cut
+            data = bytearray(content[begin:end])
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(shape)
+            filled = end
+        if filled != len(content):
+            raise ValueError("bytes behind the last tensor")
+    except BadInput:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is damaged ({error}): copy or fetch it again") from error
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous tensors atomically. OSError if it cannot be written."""
+    dtypes = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    parts = []
+    end = 0
+    # Wide numbers first, so that each stands at a multiple of its own width.
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):
+        part = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        begin, end = end, end + len(part)
+        shape = list(tensor.shape)
+        header[name] = {"dtype": dtypes[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
+        parts.append(part)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    write_atomically(path, len(text).to_bytes(8, "little") + text + b"".join(parts))
+
+
+def table_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The named tensors in a file, which training tools put under a key of their own."""
+    table = content
+    for key in WRAPPERS:
+        if isinstance(table, dict) and isinstance(table.get(key), dict):
+            table = table[key]
+    rows = table.items() if isinstance(table, dict) else [(f"a {type(table).__name__}", None)]
+    other = [str(name) for name, value in rows if not isinstance(value, Tensor)]
+    if other or not all(isinstance(name, str) for name in table):
         raise BadInput(
-            f"{path} is cut short or not a file of tensors: delete it and fetch it again"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise BadInput(
-            f"{path} is not a plain table of named tensors: save the model's state_dict alone"
+            f"{path} is not a plain table of named tensors: it holds {shorten(other, 3)}; "
+            "save the model's state_dict alone"
         )
-    return state
+    return table
 
 
-def fetch(url: str, path: Path) -> None:
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrappers of models put before all of them."""
+    for prefix in PREFIXES * len(PREFIXES):  # in any order
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def stated_licence(folder: Path) -> str:
+    """The licence that a model card beside the weights names in its front matter."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return FILE_LICENCE
+    found = re.match(r"---\n(?:(?!---).*\n)*?license: *(\S.*)", card)
+    return found[1].strip("\"' ") if found else FILE_LICENCE
+
+
+def licences_in(record: Any) -> list[str]:
+    """All licences in a checkpoint's record of weights, those of a UFormer's members too."""
+    if isinstance(record, list):
+        return [licence for item in record for licence in licences_in(item)]
+    if not isinstance(record, dict):
+        return []
+    own = [record["licence"]] if "licence" in record else []
+    return own + licences_in(list(record.values()))
+
+
+def fetch(url: str, path: Path, sha256: str) -> None:
     """Download a file of weights; it gets its name only when it is whole and readable.
 
-    A name such as resnet18-f37072fd.pth holds the first digits of the sha256, which must fit.
+    sha256: the file's, or its first digits.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    hashed = re.search(r"-([0-9a-f]{8,})\.", path.name)
     timeout = socket.getdefaulttimeout()
     print(f"fetching {url}", file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
-        digits = hashed and hashed[1]
-        torch.hub.download_url_to_file(url, str(part), digits, progress=sys.stderr.isatty())
-        read_weights(part)
+        torch.hub.download_url_to_file(url, str(part), sha256, progress=sys.stderr.isatty())
         part.replace(path)
-    except (OSError, RuntimeError, http.client.HTTPException, BadInput) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).strip("<>").split())
-        if isinstance(error, BadInput):
-            reason = "what came cannot be read"
         raise BadInput(
             f"cannot fetch {url} ({reason}): put that file at {path} yourself, "
             "or use --encoder-weights none"
@@ -84,3 +255,9 @@ def fetch(url: str, path: Path) -> None:
         socket.setdefaulttimeout(timeout)
         with contextlib.suppress(OSError):  # no folder, no part
             part.unlink(missing_ok=True)
+
+
+def shorten(names: list[str], limit: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

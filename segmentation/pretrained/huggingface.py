@@ -1,15 +1,19 @@
-"""Whole SegFormers as Hugging Face saves them: from their files to a model with its weights."""
+"""Whole SegFormers in Hugging Face's format, in and out; NVlabs' files come in too."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import BadInput
-from ..models.mix_transformer import HEADS, MLP_RATIO, REDUCTIONS
-from ..models.segformer import SegFormer
-from .files import read_weights, weights_file
-from .names import DECODER_LAYERS, layer_names, recognise, translate
+from ..files import write_atomically
+from ..models.mix_transformer import HEADS, MLP_RATIO, NORM_EPS, REDUCTIONS, VARIANTS
+from ..models.segformer import MLPDecoder, SegFormer
+from .files import SAFETENSORS, Weights, open_weights, read_json, write_safetensors
+from .names import encoder_names, recognise, segformer_names, translate
 
 # No tensor's shape shows these; all published SegFormers share them.
 ARCHITECTURE = {
@@ -19,6 +23,7 @@ ARCHITECTURE = {
     "strides": [4, 2, 2, 2],
     "hidden_act": "gelu",
 }
+UNUSED = "decode_head.conv_seg."  # in NVlabs' files: their framework's classifier, never called
 
 
 def load_segformer(make: type[SegFormer], source: str | Path) -> SegFormer:
@@ -27,24 +32,59 @@ def load_segformer(make: type[SegFormer], source: str | Path) -> SegFormer:
     make: SegFormer or a class derived from it. BadInput if the file is not there, cannot be read,
     or does not fit.
     """
-    path = weights_file(Path(source))
-    state = read_weights(path)
-    variant, encoder_names, column = recognise(state, path)
-    classifier = state.get("decode_head.classifier.weight")
+    return segformer_of(make, open_weights(source))
+
+
+def segformer_of(make: type[SegFormer], weights: Weights) -> SegFormer:
+    path = weights.path
+    if weights.checkpoint:
+        raise BadInput(f"{path} is a checkpoint of this project: use load_checkpoint")
+    state = {name: value for name, value in weights.tensors.items() if not name.startswith(UNUSED)}
+    variant, encoder, column = recognise(state, path)
+    names = segformer_names(encoder, column)
+    classifier = state.get(names["decoder.classify"][0] + ".weight")
     if classifier is None:
         advice = f"load it with --encoder-weights {path}"
         raise BadInput(f"{path} holds an encoder without decode_head.classifier: {advice}")
-    names = {f"encoder.{ours}": theirs for ours, theirs in encoder_names.items()}
-    for i in range(4):
-        names |= layer_names(DECODER_LAYERS, column, i=i)
-    # transformers never reads its layer_norm_eps: every LayerNorm has torch's default.
-    model = make(len(classifier), variant, decoder="mlp", norm_eps=1e-5)
-    model.classes = class_names(path.parent / "config.json", len(classifier))
-    weights = translate(state, model, names, path)
-    fuse = weights["decoder.fuse.weight"]  # theirs takes scale 1/32 first, ours 1/4
-    weights["decoder.fuse.weight"] = torch.cat(fuse.chunk(4, dim=1)[::-1], dim=1)
-    model.load_state_dict(weights)
+    model = make(len(classifier), variant, decoder="mlp", norm_eps=NORM_EPS)
+    model.classes = class_names(path.with_name("config.json"), len(classifier))
+    processor = path.with_name("preprocessor_config.json")
+    if processor.exists():
+        said = read_json(processor)
+        model.reduced_labels = bool(said.get("do_reduce_labels", said.get("reduce_labels")))
+    model.load_state_dict(with_scales_reversed(translate(state, model, names, path)))
     return model.eval()
+
+
+def with_scales_reversed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Theirs fuses scale 1/32 first, ours 1/4."""
+    fuse = weights["decoder.fuse.weight"]
+    scales = fuse.chunk(4, dim=1)
+    return weights | {"decoder.fuse.weight": torch.cat(scales[::-1], dim=1)}
+
+
+def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
+    """A published SegFormer, in eval mode, and what is known of the keys of a checkpoint.
+
+    Its data have no root, and there is no palette. reduced_labels: see SegFormer.
+    """
+    model = segformer_of(SegFormer, weights)
+    config = {
+        "model": "segformer",
+        "num_classes": len(model.classes),
+        "variant": model.encoder.variant,
+        "decoder": "mlp",
+        "norm_eps": NORM_EPS,
+    }
+    return model, {
+        "config": config,
+        "classes": model.classes,
+        "reduced_labels": model.reduced_labels,
+        "data": {"root": None, "splits": {"train": []}, "image_size": None},
+        "loss": {"alpha": 0.3, "beta": 0.7},
+        "args": {},
+        "encoder_weights": weights.record,
+    }
 
 
 def class_names(config_file: Path, num_classes: int) -> list[str]:
@@ -55,10 +95,7 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
     numbers = [str(k) for k in range(num_classes)]
     if not config_file.exists():
         return numbers
-    try:
-        config = dict(json.loads(config_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"{config_file} is not JSON that can be read: fetch it again") from error
+    config = read_json(config_file)
     for field, value in ARCHITECTURE.items():
         if config.get(field, value) != value:
             raise BadInput(
@@ -71,4 +108,63 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
             f"{config_file} names {len(labels)} classes, the weights have {num_classes}: "
             "mend its id2label"
         )
-    return [str(labels[k]) for k in numbers]
+    return [str(labels[k]).removeprefix("LABEL_") for k in numbers]  # transformers' for no name
+
+
+def save_segformer(model: SegFormer, folder: Path, classes: Sequence[str] | None) -> None:
+    """See `SegFormer.save_huggingface`."""
+    if not isinstance(model.decoder, MLPDecoder):
+        raise ValueError("only a SegFormer of decoder mlp has a place in Hugging Face's format")
+    num_classes = model.decoder.classify.out_features
+    numbers = [str(k) for k in range(num_classes)]
+    classes = classes or getattr(model, "classes", numbers)
+    if len(classes) != num_classes:
+        raise ValueError(f"{len(classes)} names for a model of {num_classes} classes")
+    widths, depths = VARIANTS[model.encoder.variant]
+    normalise = model.normalise
+    config = ARCHITECTURE | {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        "model_type": "segformer",
+        "num_channels": normalise.mean.numel(),
+        "num_encoder_blocks": len(depths),
+        "depths": list(depths),
+        "hidden_sizes": list(widths),
+        "patch_sizes": [7, 3, 3, 3],
+        "decoder_hidden_size": model.decoder.fuse.out_features,
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: k for k, name in enumerate(classes)},
+    }
+    processor = {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [round(value, 6) for value in normalise.mean.flatten().tolist()],
+        "image_std": [round(value, 6) for value in normalise.std.flatten().tolist()],
+        "do_reduce_labels": model.reduced_labels,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / SAFETENSORS, published_tensors(model, depths))
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config,
+        "preprocessor_config.json": processor,
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, json.dumps(content, indent=2).encode())
+
+
+def published_tensors(model: SegFormer, depths: Sequence[int]) -> dict[str, Tensor]:
+    """A model's tensors under the names and in the shapes of Hugging Face's files."""
+    encoder = encoder_names(depths, 1, "segformer.encoder.")
+    names = segformer_names(encoder, 1)
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in with_scales_reversed(model.state_dict()).items():
+        layer, _, kind = key.rpartition(".")
+        theirs = [f"{name}.{kind}" for name in names[layer]]
+        if kind == "weight" and layer.endswith((".reduce", ".fuse", ".classify")):
+            # A matrix over R x R x C: there a convolution whose kernel is its stride R.
+            R = REDUCTIONS[int(layer.split(".")[2])] if layer.endswith(".reduce") else 1
+            tensor = tensor.unflatten(1, (R, R, -1)).permute(0, 3, 1, 2)
+        parts = tensor.chunk(len(theirs)) if len(theirs) > 1 else [tensor]
+        tensors |= dict(zip(theirs, parts, strict=True))
+    return tensors

@@ -1,36 +1,61 @@
-"""The model a run starts with: fresh, with pretrained encoders, or from checkpoints."""
+"""The model a run starts with: fresh, with pretrained encoders, or from files of whole models."""
+
+from pathlib import Path
 
 from torch import nn
 
 from ..checkpoint import load_checkpoint
+from ..distributed import say
 from ..errors import BadInput
 from ..models import build_model
+from ..models.mix_transformer import NORM_EPS
 from ..models.uformer import UFormer
 from . import load_encoder_weights
+from .files import Weights, open_weights, shorten
+from .huggingface import published_checkpoint
 
 # The model, its configuration, source and licence of weights trained elsewhere.
 Start = tuple[nn.Module, dict, dict | None]
 
 
-def start_fresh(name: str, num_classes: int, segformer: dict, encoder_weights: str) -> Start:
+def start_fresh(
+    name: str, num_classes: int, segformer: dict, encoder_weights: str | list[str]
+) -> Start:
     """A new segformer, unet, or uformer of both.
 
     segformer: further arguments of SegFormer's constructor.
-    encoder_weights: "imagenet", a file, or "none" for random weights.
+    encoder_weights: "imagenet", a file, or "none" for random weights; for a uformer one of them for
+        both members, or a list of two.
     """
+    segformer = {"model": "segformer", "norm_eps": NORM_EPS, **segformer}
     configs = {
         "unet": {"model": "unet", "num_classes": num_classes},
-        "segformer": {"model": "segformer", "num_classes": num_classes, **segformer},
+        "segformer": {"num_classes": num_classes, **segformer},
     }
     configs["uformer"] = {"model": "uformer", "members": list(configs.values()), "weights": None}
     config = configs[name]
     model = build_model(config)
-    if encoder_weights == "none":
+    members = model.members if isinstance(model, UFormer) else [model]
+    if isinstance(encoder_weights, str):
+        encoder_weights = [encoder_weights] * len(members)
+    sources = [
+        None if source == "none" else load_encoder_weights(member, source)
+        for member, source in zip(members, encoder_weights, strict=True)
+    ]
+    if not any(sources):
         return model, config, None
-    if not isinstance(model, UFormer):
-        return model, config, load_encoder_weights(model, encoder_weights)
-    sources = [load_encoder_weights(member, encoder_weights) for member in model.members]
-    return model, config, {"members": sources}
+    return model, config, {"members": sources} if isinstance(model, UFormer) else sources[0]
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, dict]:
+    """A checkpoint's model and dict, see `load_checkpoint`; or those of a published SegFormer."""
+    return model_of(open_weights(path))
+
+
+def model_of(weights: Weights) -> tuple[nn.Module, dict]:
+    if weights.checkpoint:
+        return load_checkpoint(weights.path)
+    return published_checkpoint(weights)
 
 
 def start_from(
@@ -39,37 +64,84 @@ def start_from(
     classes: list[str],
     held_out: set[str],
     root: str,
+    segformer: dict,
 ) -> Start:
-    """The model of a checkpoint, to train on; for "uformer", the equal average of several.
+    """The model of a checkpoint or a published SegFormer; for "uformer", the average of several.
 
+    What does not fit these classes, or the decoder asked for, starts anew, which is said.
     classes, root: of the data. held_out: names of the images that score this run; empty where no
-    checkpoint can have been trained on them.
-    BadInput if a checkpoint is of another model or other classes, or was trained on such images.
+    checkpoint can have been trained on them. segformer: arguments of SegFormer's constructor;
+    decoder None is the file's own, the others are for a published one.
+    BadInput if a checkpoint is of another model or was trained on such images.
     """
-    members, metas = zip(*map(load_checkpoint, files), strict=True)
-    for file, meta in zip(files, metas, strict=True):
-        known = meta["classes"]
-        kind = meta["config"]["model"]
-        if len(known) != len(classes):
-            raise BadInput(
-                f"{file} knows {len(known)} classes, the data has {len(classes)}: use another"
-            )
-        if known != classes:
-            raise BadInput(
-                f"{file} knows {', '.join(known)}; the data has {', '.join(classes)}: use another"
-            )
+    members, configs, records = [], [], []
+    for file in files:
+        weights = open_weights(file)
+        model, meta = model_of(weights)
+        config, data = meta["config"], meta["data"]
+        kind = config["model"]
         if name not in ("uformer", kind):
             raise BadInput(f"{file} is a {kind}: say --model {kind}")
-        data = meta["data"]
         seen = held_out.intersection(data["splits"]["train"])
         if seen and data["root"] == root:
             raise BadInput(
                 f"{file} was trained on {len(seen)} of the images that score this run: "
                 "use its --seed"
             )
-    sources = {"init": list(files), "members": [meta["encoder_weights"] for meta in metas]}
-    configs = [meta["config"] for meta in metas]
+        if not weights.checkpoint:
+            meta["config"] = config | {key: segformer[key] for key in ("drop_path", "dropout")}
+        if kind != "uformer":
+            decoder = segformer["decoder"] if kind == "segformer" else None
+            model, config, anew = fit_classes(model, meta, classes, decoder)
+            if anew:
+                say(f"{file}: its {anew} starts anew for {shorten(classes, 12)}; the rest is kept")
+        elif meta["classes"] != classes:
+            raise BadInput(f"{file} is a UFormer of other classes: use its members")
+        members.append(model)
+        configs.append(config)
+        records.append(weights.record)
+    sources = {"init": list(files), "members": records}
     if name != "uformer":
         return members[0], configs[0], sources
     config = {"model": "uformer", "members": configs, "weights": None}
     return UFormer(*members), config, sources
+
+
+def fit_classes(
+    model: nn.Module, meta: dict, classes: list[str], decoder: str | None = None
+) -> tuple[nn.Module, dict, str]:
+    """A model for these classes; its configuration; what of it is random: "", or a part's name.
+
+    meta: of `load_model`, with the names of the model's own classes. decoder: a SegFormer's, None
+    for its own.
+    """
+    order = class_order(meta["classes"], classes, meta.get("reduced_labels", False))
+    config = meta["config"] | {"num_classes": len(classes)}
+    kept = model.state_dict()
+    anew = ""
+    if decoder not in (None, config.get("decoder", "conv")):
+        config["decoder"] = decoder
+        anew = "decoder"
+        kept = {key: value for key, value in kept.items() if not key.startswith("decoder.")}
+    for key in [key for key in kept if "classify" in key.split(".")]:
+        if order:
+            kept[key] = kept[key][order]
+        else:
+            anew = "classifier"
+            del kept[key]
+    fresh = build_model(config)
+    fresh.load_state_dict(fresh.state_dict() | kept)
+    return fresh.train(model.training), config, anew
+
+
+def class_order(known: list[str], classes: list[str], reduced: bool = False) -> list[int] | None:
+    """For each of the classes its row in a classifier of the known ones; None if names differ.
+
+    Numbered classes name nothing and fit where their count does, unless labels are reduced.
+    """
+    numbers = [str(k) for k in range(len(classes))]
+    if len(known) == len(classes) and numbers in (known, classes):
+        return None if reduced else list(range(len(classes)))
+    if sorted(known) == sorted(classes):
+        return [known.index(name) for name in classes]
+    return None

@@ -1,6 +1,7 @@
 """What the published MiT and SegFormer files call each layer, and how their tensors become ours."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..models.mix_transformer import VARIANTS
+from .files import shorten
 
 # Columns: the name here, in Hugging Face's files, in transformers' own modules since version 5, in
 # NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a + b": two layers there make
@@ -60,16 +62,33 @@ DECODER_LAYERS = (
         "decoder.project.{i}",
         "decode_head.linear_c.{i}.proj",
         "decode_head.linear_projections.{i}.proj",
+        "decode_head.linear_c{n}.proj",
     ),
-    ("decoder.fuse", "decode_head.linear_fuse", "decode_head.linear_fuse"),
-    ("decoder.norm", "decode_head.batch_norm", "decode_head.batch_norm"),
-    ("decoder.classify", "decode_head.classifier", "decode_head.classifier"),
+    (
+        "decoder.fuse",
+        "decode_head.linear_fuse",
+        "decode_head.linear_fuse",
+        "decode_head.linear_fuse.conv",
+    ),
+    (
+        "decoder.norm",
+        "decode_head.batch_norm",
+        "decode_head.batch_norm",
+        "decode_head.linear_fuse.bn",
+    ),
+    (
+        "decoder.classify",
+        "decode_head.classifier",
+        "decode_head.classifier",
+        "decode_head.linear_pred",
+    ),
 )
 ENCODERS = (  # column, what stands before the names
     (1, "segformer.encoder."),
     (1, "encoder."),
     (2, "segformer."),
     (2, ""),
+    (3, "backbone."),
     (3, ""),
 )
 
@@ -88,6 +107,24 @@ def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> 
     return names
 
 
+def encoder_names(depths: Sequence[int], column: int, before: str) -> Names:
+    """The names of all layers of an encoder whose stages have so many blocks."""
+    names: Names = {}
+    for i, depth in enumerate(depths):
+        names |= layer_names(STAGE_LAYERS, column, before, i=i, n=i + 1)
+        for j in range(depth):
+            names |= layer_names(BLOCK_LAYERS, column, before, i=i, n=i + 1, j=j)
+    return names
+
+
+def segformer_names(encoder: Names, column: int) -> Names:
+    """Those of a whole SegFormer with the paper's decoder."""
+    names = {f"encoder.{ours}": theirs for ours, theirs in encoder.items()}
+    for i in range(4):
+        names |= layer_names(DECODER_LAYERS, column, i=i, n=i + 1)
+    return names
+
+
 def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
     """The MiT variant in a file, the names of its encoder's layers, and the column they are from.
 
@@ -99,25 +136,26 @@ def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
         if merge in state:
             break
     else:
-        held = shorten(list(state), 3)
-        raise BadInput(f"{path} is no MiT that Hugging Face or NVlabs saved: it holds {held}")
-    names: Names = {}
+        raise foreign("MiT that Hugging Face or NVlabs saved", state, path)
     depths = []
     for i in range(4):
-        names |= layer_names(STAGE_LAYERS, column, before, i=i, n=i + 1)
         for j in itertools.count():
             block = layer_names(BLOCK_LAYERS, column, before, i=i, n=i + 1, j=j)
             if not any(f"{layer}.weight" in state for layers in block.values() for layer in layers):
                 depths.append(j)
                 break
-            names |= block
     channels = len(state[merge])
     for variant, (widths, known) in VARIANTS.items():
         if (widths[0], list(known)) == (channels, depths):
-            return variant, names, column
+            return variant, encoder_names(depths, column, before), column
     raise BadInput(
         f"{path} holds a MiT of {channels} channels and {depths} blocks: none of b0 to b5"
     )
+
+
+def foreign(expected: str, state: dict[str, Tensor], path: Path) -> BadInput:
+    """The refusal of another model altogether."""
+    return BadInput(f"{path} is no {expected}: it holds {shorten(list(state), 3)}")
 
 
 def translate(
@@ -159,12 +197,6 @@ def translate(
     if told:
         raise BadInput(f"{path} does not fit {type(model).__name__}: {'; '.join(told)}")
     return translated
-
-
-def shorten(names: list[str], limit: int) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def shape_text(tensor: Tensor) -> str:

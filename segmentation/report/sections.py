@@ -191,9 +191,10 @@ def run_facts(entry: Entry) -> dict[str, str]:
         size = "{} x {} pixels".format(*data["image_size"])
     if args.get("crop"):
         size += " in windows of {} x {}".format(*args["crop"])
+    recipe = "unknown"  # of a published model
     if "batch_size" in args:
         recipe = f"{meta['epoch']} epochs, batch {args['batch_size']}, learning rate {args['lr']}"
-    else:
+    elif "checkpoints" in args:
         recipe = f"weighted average of {in_words(args['checkpoints'])}"
     hardware = software = "unknown"
     if machine := meta.get("environment"):

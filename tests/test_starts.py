@@ -1,0 +1,292 @@
+"""What a run starts with and what is scored: one rule for classes, whoever trained the model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import run_script
+from PIL import Image
+from references import refused
+
+from segmentation import SegFormer, load_checkpoint
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.models import build_model
+from segmentation.pretrained.initial import class_order, fit_classes, load_model
+
+CLASSES = ["roof", "lawn", "tree"]
+FLAGS = (
+    "--device cpu --workers 0 --image-size 32 32 --batch-size 4 --augment 0 --epochs 1 --lr 1e-30"
+).split()
+
+
+def published(folder: Path, classes: list[str], **processor: bool) -> SegFormer:
+    """A SegFormer with a classifier that decides, saved as Hugging Face does."""
+    torch.manual_seed(3)
+    model = SegFormer(len(classes), decoder="mlp").eval()
+    torch.nn.init.normal_(model.decoder.classify.weight)
+    torch.nn.init.normal_(model.decoder.classify.bias)
+    model.save_huggingface(folder, classes)
+    if processor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """24 pairs of noise: class k is brightness k. Its classes have names."""
+    root = tmp_path / "data"
+    lines = ["index,name,r,g,b"]
+    lines += [f"{k},{name},{80 * k},{k},0" for k, name in enumerate(CLASSES)]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.csv").write_text("\n".join(lines))
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        mask = generator.integers(0, 3, (8, 8)).repeat(5, 0).repeat(5, 1).astype(np.uint8)
+        image = 80 * mask[..., None] + generator.integers(0, 60, (40, 40, 3))
+        Image.fromarray(mask).save(root / "masks" / f"{number:02}.png")
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{number:02}.png")
+    return root
+
+
+def train(data: Path, out: Path, *flags: object) -> dict:
+    assert run_script("train", "--data", data, *FLAGS, "--out", out, *flags) == 0
+    return read_checkpoint(out / "last.pt")
+
+
+# --- the rule ---
+
+
+@pytest.mark.parametrize(
+    ("known", "classes", "order"),
+    [
+        (["a", "b"], ["a", "b"], [0, 1]),
+        (["a", "b", "c"], ["c", "a", "b"], [2, 0, 1]),
+        (["a", "b"], ["a", "c"], None),
+        (["a", "b"], ["a"], None),
+        (["0", "1"], ["a", "b"], [0, 1]),
+        (["a", "b"], ["0", "1"], [0, 1]),
+        (["0", "1", "2"], ["0", "1"], None),
+        (["a", "b", "c"], ["0", "1"], None),
+    ],
+)
+def test_the_rows_that_classes_have(known, classes, order):
+    assert class_order(known, classes) == order
+
+
+def test_reduced_labels_fit_by_name_alone():
+    assert class_order(["a", "b"], ["b", "a"], reduced=True) == [1, 0]
+    assert class_order(["0", "1"], ["0", "1"], reduced=True) is None
+    assert class_order(["a", "b"], ["0", "1"], reduced=True) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model": "unet", "num_classes": 3},
+        {"model": "segformer", "num_classes": 3, "decoder": "conv"},
+        {"model": "segformer", "num_classes": 3, "decoder": "mlp"},
+    ],
+)
+@torch.no_grad()
+def test_classes_in_another_order_are_the_same_function_and_others_keep_the_rest(config):
+    model = build_model(config).eval()
+    meta = {"config": config, "classes": CLASSES}
+    image = torch.rand(1, 3, 40, 56)
+    turned, _, anew = fit_classes(model, meta, ["tree", "roof", "lawn"])
+    assert not anew
+    torch.testing.assert_close(turned(image), model(image)[:, [2, 0, 1]])
+    other, config, anew = fit_classes(model, meta, ["sea", "sky"])
+    assert (anew, config["num_classes"]) == ("classifier", 2)
+    kept, found = model.state_dict(), other.state_dict()
+    for name in found:
+        assert ("classify" in name) or torch.equal(found[name], kept[name])
+
+
+# --- train.py --init, --encoder-weights ---
+
+
+def test_init_from_a_published_model_keeps_what_fits_and_says_what_does_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    given = published(tmp_path / "hub", ["tree", "roof", "lawn"])
+    run = train(data, tmp_path / "same", "--init", tmp_path / "hub", "--dropout", 0.2)
+    assert "anew" not in capsys.readouterr().out
+    assert run["config"] | {"drop_path": 0} == {
+        "model": "segformer",
+        "num_classes": 3,
+        "variant": "b0",
+        "decoder": "mlp",
+        "norm_eps": 1e-5,
+        "drop_path": 0,
+        "dropout": 0.2,
+    }
+    (record,) = run["encoder_weights"]["members"]
+    assert record["path"].endswith("model.safetensors") and len(record["sha256"]) == 64
+    rows = given.state_dict()["decoder.classify.weight"][[1, 2, 0]]
+    assert torch.allclose(run["model"]["decoder.classify.weight"], rows)
+
+    given = published(tmp_path / "other", ["sky", "sea"])
+    run = train(data, tmp_path / "others", "--init", tmp_path / "other")
+    said = capsys.readouterr().out
+    assert "its classifier starts anew for roof, lawn, tree; the rest is kept" in said
+    fuse = given.state_dict()["decoder.fuse.weight"]
+    assert torch.allclose(run["model"]["decoder.fuse.weight"], fuse)
+
+    run = train(data, tmp_path / "conv", "--init", tmp_path / "hub", "--decoder", "conv")
+    assert "its decoder starts anew for roof, lawn, tree" in capsys.readouterr().out
+    assert run["config"]["decoder"] == "conv"
+
+    assert run_script("train", "--model", "unet", "--init", tmp_path / "hub", "--data", data) == 2
+    assert "hub is a segformer: say --model segformer" in capsys.readouterr().err
+
+
+def test_init_from_a_checkpoint_follows_the_same_rule(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    first = train(data, tmp_path / "first", "--encoder-weights", "none", "--model", "unet")
+    last = tmp_path / "first" / "last.pt"
+    (data / "classes.csv").write_text("0,tree,0,0,0\n1,roof,80,1,0\n2,lawn,160,2,0\n")
+    second = train(data, tmp_path / "second", "--model", "unet", "--init", last, "--seed", 0)
+    rows = first["model"]["classify.weight"][[2, 0, 1]]
+    assert torch.allclose(second["model"]["classify.weight"], rows)
+    (data / "classes.csv").unlink()
+    train(data, tmp_path / "third", "--model", "unet", "--init", last)
+    assert "anew" not in capsys.readouterr().out
+    (data / "classes.csv").write_text("0,sea,0,0,0\n1,roof,80,1,0\n2,lawn,160,2,0\n")
+    train(data, tmp_path / "fourth", "--model", "unet", "--init", last)
+    assert "its classifier starts anew for sea, roof, lawn" in capsys.readouterr().out
+
+
+def test_a_uformer_takes_two_files(data: Path, tmp_path: Path):
+    given = published(tmp_path / "hub", CLASSES)
+    unet = build_model({"model": "unet", "num_classes": 2})
+    torch.save(unet.encoder.state_dict(), tmp_path / "resnet18.pth")
+    files = (tmp_path / "resnet18.pth", tmp_path / "hub")
+    run = train(data, tmp_path / "run", "--model", "uformer", "--encoder-weights", *files)
+    for name, tensor in given.encoder.named_parameters():
+        assert torch.allclose(run["model"][f"members.1.encoder.{name}"], tensor)
+    for name, tensor in unet.encoder.named_parameters():
+        assert torch.allclose(run["model"][f"members.0.encoder.{name}"], tensor)
+    assert [record["source"] for record in run["encoder_weights"]["members"]] == ["file", "file"]
+    assert run["args"]["encoder_weights"] == [*map(str, files)]
+    again = ("--model", "uformer", "--encoder-weights", *files, "--resume")
+    train(data, tmp_path / "run", *again)
+
+
+# --- norm_eps ---
+
+
+def test_new_segformers_have_the_eps_of_transformers_and_old_checkpoints_their_own(tmp_path):
+    old = {"model": "segformer", "num_classes": 2}
+    pair = {"model": "uformer", "members": [{"model": "unet", "num_classes": 2}, old]}
+    pair["weights"] = None
+    for config, norm in ((old, "encoder.stages.3.norm"), (pair, "members.1.encoder.stages.3.norm")):
+        about = {"config": config, "classes": ["a", "b"]}
+        save_checkpoint(tmp_path / "a.pt", {"model": build_model(config).state_dict(), **about})
+        model, meta = load_checkpoint(tmp_path / "a.pt")
+        assert model.get_submodule(norm).eps == 1e-6
+        assert meta["config"].get("members", [meta["config"]])[-1]["norm_eps"] == 1e-6
+        assert build_model(config).get_submodule(norm).eps == 1e-5
+
+
+# --- SegFormer.save_huggingface ---
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
+)
+@torch.no_grad()
+def test_what_is_saved_has_the_same_logits_in_transformers(variant, tmp_path):
+    model = SegFormer(3, variant, decoder="mlp").eval()
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    model.save_huggingface(tmp_path, CLASSES)
+    theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.config.id2label == dict(enumerate(CLASSES))
+    image = torch.rand(1, 3, 64, 96)
+    processor = transformers.SegformerImageProcessor.from_pretrained(tmp_path)
+    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    inputs = processor(pixels, return_tensors="pt")["pixel_values"]
+    logits = F.interpolate(theirs.eval()(inputs).logits, (64, 96), mode="bilinear")
+    ours = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    assert (logits - ours).abs().max() < 1e-4 * ours.abs().max()
+    again = SegFormer.from_huggingface(tmp_path)
+    assert again.classes == CLASSES
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_what_cannot_be_saved_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match="decoder mlp"):
+        SegFormer(2).save_huggingface(tmp_path)
+    with pytest.raises(ValueError, match="1 names for a model of 2 classes"):
+        SegFormer(2, decoder="mlp").save_huggingface(tmp_path, ["a"])
+    assert not list(tmp_path.iterdir())
+
+
+# --- evaluate.py with a published model ---
+
+
+def test_a_published_model_is_scored_by_the_names_of_its_classes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    model = published(tmp_path / "hub", ["tree", "roof", "lawn"], do_reduce_labels=True)
+    assert load_model(tmp_path / "hub")[1]["reduced_labels"]
+    assert SegFormer.from_huggingface(tmp_path / "hub").reduced_labels
+    own, order = model.state_dict(), [1, 2, 0]
+    for key in ("decoder.classify.weight", "decoder.classify.bias"):
+        own[key] = own[key][order]
+    run = train(data, tmp_path / "run", "--encoder-weights", "none", "--decoder", "mlp")
+    save_checkpoint(tmp_path / "own.pt", run | {"model": own})
+    about = run["data"] | {"image_size": None}
+    save_checkpoint(tmp_path / "own.pt", run | {"model": own, "data": about})
+    for name, path in (("own", tmp_path / "own.pt"), ("hub", tmp_path / "hub")):
+        files = ("--json", tmp_path / f"{name}.json", "--out", tmp_path / name)
+        assert run_script("evaluate", path, "--data", data, *files) == 0
+    own, hub = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "hub"))
+    assert own == hub
+    report = (tmp_path / "hub" / "report.html").read_text()
+    assert "NVIDIA&#x27;s own MiT weights" in report or "NVIDIA's own MiT weights" in report
+    assert run_script("evaluate", tmp_path / "own.pt", tmp_path / "hub", "--data", data) == 0
+
+    capsys.readouterr()
+    (data / "classes.csv").unlink()
+    assert run_script("evaluate", tmp_path / "hub", "--data", data) == 2
+    said = capsys.readouterr().err
+    assert "hub knows the classes tree, roof, lawn, class k being stored value k + 1" in said
+    assert said.count("\n") == 1
+    (tmp_path / "hub" / "preprocessor_config.json").write_text('{"reduce_labels": true}')
+    assert run_script("evaluate", tmp_path / "hub", "--data", data) == 2
+    (tmp_path / "hub" / "preprocessor_config.json").unlink()
+    assert run_script("evaluate", tmp_path / "hub", "--data", data) == 0
+
+
+def test_a_published_model_predicts_images_and_asks_for_what_it_needs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    model = published(tmp_path / "hub", ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"])
+    images = ("--images", data / "images", "--out", tmp_path / "out")
+    assert run_script("evaluate", tmp_path / "hub", *images) == 0
+    picture = Image.open(data / "images" / "07.png")
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = model(image).argmax(1)[0].numpy()
+    assert (np.array(Image.open(tmp_path / "out" / "labels" / "07.png")) == expected).mean() > 0.999
+    capsys.readouterr()
+    assert run_script("evaluate", tmp_path / "hub") == 2
+    said = capsys.readouterr().err
+    assert "is a published model and knows no data: say --data DIR" in said
+    assert run_script("evaluate", tmp_path / "hub", "--data", data) == 2
+    said = capsys.readouterr().err
+    assert "hub knows the classes 0, 1, 2, 3;" in said and "has roof, lawn, tree" in said
+    with refused("another.pt cannot be read"):
+        load_model(tmp_path / "another.pt")
