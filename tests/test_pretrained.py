@@ -309,6 +309,7 @@ def test_mit_is_fetched_once_and_kept(server, monkeypatch, tmp_path):
         "url": f"{server.address}/mit-b0/c0ffee/pytorch_model.bin",
         "sha256": digest,
         "licence": pretrained.MIT_LICENCE,
+        "path": str(tmp_path / "torch/hub/checkpoints/mit-b0.bin"),
     }
     assert "non-commercial" in record["licence"]
     assert server.asked == ["/mit-b0/c0ffee/pytorch_model.bin"]

@@ -228,7 +228,7 @@ def test_what_is_saved_has_the_same_logits_in_transformers(variant, tmp_path):
 def test_what_cannot_be_saved_is_a_value_error(tmp_path):
     with pytest.raises(ValueError, match="decoder mlp"):
         SegFormer(2).save_huggingface(tmp_path)
-    with pytest.raises(ValueError, match="1 names for a model of 2 classes"):
+    with pytest.raises(ValueError, match="zip"):
         SegFormer(2, decoder="mlp").save_huggingface(tmp_path, ["a"])
     assert not list(tmp_path.iterdir())
 

@@ -242,9 +242,9 @@ def test_the_encoder_of_a_checkpoint_or_of_the_member_that_fits(encoder, tmp_pat
         assert record["licence"] == (NO_LICENCE if source == "unet" else "of NVIDIA")
         for name, tensor in model.encoder.state_dict().items():
             assert torch.equal(tensor, given.encoder.state_dict()[name])
-    with refused("pair.pt is of unet, segformer b0 and holds no MiT-b1 that fits"):
+    with refused("pair.pt holds uformer, and no MiT-b1 that fits: use another"):
         load_encoder_weights(SegFormer(2, "b1"), tmp_path / "pair.pt")
-    with refused("unet.pt is of unet and holds no MiT-b0 that fits"):
+    with refused("unet.pt holds unet, and no MiT-b0 that fits"):
         load_encoder_weights(SegFormer(2), tmp_path / "unet.pt")
     with refused("segformer.pt is a checkpoint of this project", "load_checkpoint"):
         SegFormer.from_huggingface(tmp_path / "segformer.pt")
@@ -317,14 +317,18 @@ def entry(begin: int = 0, end: int = 8, dtype: str = "F32", shape: tuple = (2,))
     ("header", "body", "reason"),
     [
         ({"a": entry()}, 7, "is cut short"),
-        ({"a": entry()}, 9, "is damaged (bytes behind the last tensor)"),
-        ({"a": entry(0, 4)}, 4, "is damaged (the offsets of a)"),
-        ({"a": entry(4, 12)}, 12, "is damaged (the offsets of a)"),
-        ({"a": entry(), "b": entry(4, 12)}, 12, "is damaged (the offsets of b)"),
-        ({"a": entry(shape=(-1, -2))}, 8, "is damaged"),
-        ({"a": entry(dtype="F8_E4M3", shape=(8,))}, 8, "has a as F8_E4M3: save it as F32"),
-        ({"a": {"dtype": "F32"}}, 8, "is damaged"),
-        ({"a": 3}, 8, "is damaged"),
+        ({"a": entry()}, 9, "cannot be read (bytes behind the last tensor)"),
+        ({"a": entry(0, 4)}, 4, "cannot be read (the offsets of a)"),
+        ({"a": entry(4, 12)}, 12, "cannot be read (the offsets of a)"),
+        ({"a": entry(), "b": entry(4, 12)}, 12, "cannot be read (the offsets of b)"),
+        ({"a": entry(shape=(-1, -2))}, 8, "cannot be read"),
+        (
+            {"a": entry(dtype="F8_E4M3", shape=(8,))},
+            8,
+            "cannot be read ('F8_E4M3'): fetch it again, or save it in float32",
+        ),
+        ({"a": {"dtype": "F32"}}, 8, "cannot be read"),
+        ({"a": 3}, 8, "cannot be read"),
     ],
 )
 def test_a_bad_header_is_refused(header, body, reason, tmp_path):
@@ -339,7 +343,7 @@ def test_a_header_that_ends_beyond_the_file_or_is_no_json_is_refused(tmp_path):
     with refused("is cut short"):
         open_weights(path)
     by_hand(path, {"a": entry()}, bytes(8), length=20)
-    with refused("is damaged"):
+    with refused("cannot be read"):
         open_weights(path)
 
 

@@ -164,15 +164,16 @@ class SegFormer(nn.Module):
         transformers' SegformerForSemanticSegmentation, upsampled to the image's size. BadInput if
         the files are not there, cannot be read, or do not fit.
         """
+        from ..pretrained.files import open_weights
         from ..pretrained.huggingface import load_segformer  # which needs this file
 
-        return load_segformer(cls, path)
+        return load_segformer(cls, open_weights(path))
 
     def save_huggingface(self, folder: str | Path, classes: list[str] | None = None) -> None:
         """Write config.json, preprocessor_config.json and model.safetensors for transformers.
 
-        classes: names; by default those it was loaded with, or "0", "1", ... ValueError unless the
-        decoder is the paper's; OSError if the files cannot be written.
+        classes: names; by default those it was loaded with, or "0", "1", ... ValueError for another
+        decoder than the paper's or as many names; OSError if the files cannot be written.
         """
         from ..pretrained.huggingface import save_segformer  # which needs this file
 

@@ -71,30 +71,28 @@ def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, Any]
     encoder = getattr(model, "encoder", model)
     assert isinstance(encoder, MixTransformer | ResNet18Encoder), type(encoder)
     variant = encoder.variant if isinstance(encoder, MixTransformer) else None
-    if source != "imagenet":
-        weights = open_weights(source)
-        encoder.load_state_dict(encoder_state(weights, encoder, variant))
-        return weights.record
-    channels = next(encoder.parameters()).shape[1]
-    if channels != 3:
-        raise BadInput(
-            f"ImageNet weights take 3 channels and this model {channels}: "
-            "use --encoder-weights none"
-        )
-    url, licence = RESNET18_URL, RESNET18_LICENCE
-    name = url.rpartition("/")[2]
-    sha256 = name.removeprefix("resnet18-").removesuffix(".pth")
-    if variant:
-        revision, sha256 = MIT_FILES[variant]
-        url, licence = MIT_URL.format(variant=variant, revision=revision), MIT_LICENCE
-        name = f"mit-{variant}.bin"
-    path = Path(torch.hub.get_dir(), "checkpoints", name)
-    if not path.exists():
-        fetch(url, path, sha256)
-    weights = open_weights(path)
+    about = {}
+    if source == "imagenet":
+        channels = next(encoder.parameters()).shape[1]
+        if channels != 3:
+            raise BadInput(
+                f"ImageNet weights take 3 channels and this model {channels}: "
+                "use --encoder-weights none"
+            )
+        url, licence = RESNET18_URL, RESNET18_LICENCE
+        name = url.rpartition("/")[2]
+        sha256 = name.removeprefix("resnet18-").removesuffix(".pth")
+        if variant:
+            revision, sha256 = MIT_FILES[variant]
+            url, licence = MIT_URL.format(variant=variant, revision=revision), MIT_LICENCE
+            name = f"mit-{variant}.bin"
+        source = Path(torch.hub.get_dir(), "checkpoints", name)
+        if not source.exists():
+            fetch(url, source, sha256)
+        about = {"source": "imagenet", "url": url, "licence": licence}
+    weights = open_weights(source)
     encoder.load_state_dict(encoder_state(weights, encoder, variant))
-    about = {"source": "imagenet", "url": url, "licence": licence}
-    return about | {"sha256": weights.record["sha256"]}
+    return weights.record | about
 
 
 def encoder_state(weights: Weights, encoder: nn.Module, variant: str | None) -> dict[str, Tensor]:
@@ -133,6 +131,5 @@ def own_encoder(weights: Weights, encoder: nn.Module, kind: str) -> dict[str, Te
         if {name: tensor.shape for name, tensor in state.items()} == wanted:
             return state
     config = (weights.checkpoint or {})["config"]
-    members = config.get("members", [config])
-    held = ", ".join(f"{each['model']} {each.get('variant', '')}".strip() for each in members)
-    raise BadInput(f"{weights.path} is of {held} and holds no {kind} that fits: use another")
+    held = config.get("variant", config["model"])
+    raise BadInput(f"{weights.path} holds {held}, and no {kind} that fits: use another")

@@ -40,8 +40,6 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -71,7 +69,7 @@ def open_weights(source: str | Path) -> Weights:
     files = shards_of(path) if path.name.endswith(INDEX) else [path]
     contents = [read_file(file) for file in files]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    record = {
+    record: dict[str, Any] = {
         "source": "file",
         "path": str(path),
         "sha256": digests[0] if len(digests) == 1 else digests,
@@ -79,9 +77,11 @@ def open_weights(source: str | Path) -> Weights:
     }
     checkpoint = contents[0]
     if is_checkpoint(checkpoint):
-        trained_from = checkpoint.get("encoder_weights")
-        licences = dict.fromkeys(licences_in(trained_from))
-        record |= {"licence": "; ".join(licences) or NO_LICENCE, "trained_from": trained_from}
+        earlier = checkpoint.get("encoder_weights") or {}
+        stated = [
+            each.get("licence", FILE_LICENCE) for each in earlier.get("members", [earlier]) if each
+        ]
+        record |= {"licence": "; ".join(stated) or NO_LICENCE, "trained_from": earlier or None}
         return Weights(path, checkpoint["model"], record, checkpoint)
     tensors: dict[str, Tensor] = {}
     for file, content in zip(files, contents, strict=True):
@@ -101,8 +101,7 @@ def weights_file(path: Path) -> Path:
     for name in NAMES:
         if os.path.lexists(path / name):  # a broken link too, which reading tells
             return path / name
-    below = [*path.glob("*/*"), *path.glob("*/*/*")]
-    folders = {str(file.parent.relative_to(path)) for file in below if file.name in NAMES}
+    folders = {file.parent.name for file in path.glob("*/*") if file.name in NAMES}
     advice = f"name one of its folders {', '.join(sorted(folders))}" if folders else "name another"
     raise BadInput(f"{path} holds neither model.safetensors nor pytorch_model.bin: {advice}")
 
@@ -139,34 +138,27 @@ def read_file(path: Path) -> Any:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """BadInput unless the tensors named in the header fill the file."""
     content = path.read_bytes()
-    cut = BadInput(f"{path} is cut short: copy or fetch it again")
-    start = 8 + int.from_bytes(content[:8], "little")
-    if start > len(content):
-        raise cut
+    start = end = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
-    filled = start
     try:
         header = json.loads(content[8:start])
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            shape, dtype = entry["shape"], DTYPES.get(entry["dtype"])
-            begin, end = (start + offset for offset in entry["data_offsets"])
-            if dtype is None:
-                raise BadInput(f"{path} has {name} as {entry['dtype']}: save it as F32")
-            if begin != filled or end - begin != math.prod(shape) * dtype.itemsize:
+            dtype = DTYPES[entry["dtype"]]
+            offset, size = end - start, math.prod(entry["shape"]) * dtype.itemsize
+            if entry["data_offsets"] != [offset, offset + size]:
                 raise ValueError(f"the offsets of {name}")
-            if end > len(content):
-                raise cut
-            data = bytearray(content[begin:end])
+            data = bytearray(content[end : end + size])
+            end += size
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.view(shape)
-            filled = end
-        if filled != len(content):
+            tensors[name] = flat.view(entry["shape"])
+        if end != len(content):
             raise ValueError("bytes behind the last tensor")
-    except BadInput:
-        raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged ({error}): copy or fetch it again") from error
+        problem = "is cut short: copy or fetch it again"
+        if end <= len(content):
+            problem = f"cannot be read ({error}): fetch it again, or save it in float32"
+        raise BadInput(f"{path} {problem}") from error
     return tensors
 
 
@@ -195,8 +187,12 @@ def table_of(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(table, dict) and isinstance(table.get(key), dict):
             table = table[key]
     rows = table.items() if isinstance(table, dict) else [(f"a {type(table).__name__}", None)]
-    other = [str(name) for name, value in rows if not isinstance(value, Tensor)]
-    if other or not all(isinstance(name, str) for name in table):
+    other = [
+        str(name)
+        for name, value in rows
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if other:
         raise BadInput(
             f"{path} is not a plain table of named tensors: it holds {shorten(other, 3)}; "
             "save the model's state_dict alone"
@@ -220,16 +216,6 @@ def stated_licence(folder: Path) -> str:
         return FILE_LICENCE
     found = re.match(r"---\n(?:(?!---).*\n)*?license: *(\S.*)", card)
     return found[1].strip("\"' ") if found else FILE_LICENCE
-
-
-def licences_in(record: Any) -> list[str]:
-    """All licences in a checkpoint's record of weights, those of a UFormer's members too."""
-    if isinstance(record, list):
-        return [licence for item in record for licence in licences_in(item)]
-    if not isinstance(record, dict):
-        return []
-    own = [record["licence"]] if "licence" in record else []
-    return own + licences_in(list(record.values()))
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:

@@ -3,16 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import BadInput
 from ..files import write_atomically
+from ..models.layers import IMAGENET_MEAN, IMAGENET_STD
 from ..models.mix_transformer import HEADS, MLP_RATIO, NORM_EPS, REDUCTIONS, VARIANTS
 from ..models.segformer import MLPDecoder, SegFormer
-from .files import SAFETENSORS, Weights, open_weights, read_json, write_safetensors
+from .files import SAFETENSORS, Weights, read_json, write_safetensors
 from .names import encoder_names, recognise, segformer_names, translate
 
 # No tensor's shape shows these; all published SegFormers share them.
@@ -21,21 +21,18 @@ ARCHITECTURE = {
     "sr_ratios": list(REDUCTIONS),
     "mlp_ratios": [MLP_RATIO] * 4,
     "strides": [4, 2, 2, 2],
+    "patch_sizes": [7, 3, 3, 3],
+    "num_encoder_blocks": 4,
     "hidden_act": "gelu",
 }
 UNUSED = "decode_head.conv_seg."  # in NVlabs' files: their framework's classifier, never called
 
 
-def load_segformer(make: type[SegFormer], source: str | Path) -> SegFormer:
+def load_segformer(make: type[SegFormer], weights: Weights) -> SegFormer:
     """A trained SegFormer, in eval mode; see `SegFormer.from_huggingface`.
 
-    make: SegFormer or a class derived from it. BadInput if the file is not there, cannot be read,
-    or does not fit.
+    make: SegFormer or a class derived from it. BadInput if the weights do not fit.
     """
-    return segformer_of(make, open_weights(source))
-
-
-def segformer_of(make: type[SegFormer], weights: Weights) -> SegFormer:
     path = weights.path
     if weights.checkpoint:
         raise BadInput(f"{path} is a checkpoint of this project: use load_checkpoint")
@@ -68,7 +65,7 @@ def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
 
     Its data have no root, and there is no palette. reduced_labels: see SegFormer.
     """
-    model = segformer_of(SegFormer, weights)
+    model = load_segformer(SegFormer, weights)
     config = {
         "model": "segformer",
         "num_classes": len(model.classes),
@@ -113,25 +110,20 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
 
 def save_segformer(model: SegFormer, folder: Path, classes: Sequence[str] | None) -> None:
     """See `SegFormer.save_huggingface`."""
-    if not isinstance(model.decoder, MLPDecoder):
-        raise ValueError("only a SegFormer of decoder mlp has a place in Hugging Face's format")
-    num_classes = model.decoder.classify.out_features
-    numbers = [str(k) for k in range(num_classes)]
+    if not isinstance(model.decoder, MLPDecoder) or model.normalise.mean.numel() != 3:
+        raise ValueError(
+            "Hugging Face's format has no place but for decoder mlp and three channels"
+        )
+    numbers = [str(k) for k in range(model.decoder.classify.out_features)]
     classes = classes or getattr(model, "classes", numbers)
-    if len(classes) != num_classes:
-        raise ValueError(f"{len(classes)} names for a model of {num_classes} classes")
     widths, depths = VARIANTS[model.encoder.variant]
-    normalise = model.normalise
     config = ARCHITECTURE | {
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",
-        "num_channels": normalise.mean.numel(),
-        "num_encoder_blocks": len(depths),
-        "depths": list(depths),
-        "hidden_sizes": list(widths),
-        "patch_sizes": [7, 3, 3, 3],
+        "depths": depths,
+        "hidden_sizes": widths,
         "decoder_hidden_size": model.decoder.fuse.out_features,
-        "id2label": dict(enumerate(classes)),
+        "id2label": dict(zip(numbers, classes, strict=True)),
         "label2id": {name: k for k, name in enumerate(classes)},
     }
     processor = {
@@ -139,24 +131,20 @@ def save_segformer(model: SegFormer, folder: Path, classes: Sequence[str] | None
         "do_resize": False,
         "do_rescale": True,
         "do_normalize": True,
-        "image_mean": [round(value, 6) for value in normalise.mean.flatten().tolist()],
-        "image_std": [round(value, 6) for value in normalise.std.flatten().tolist()],
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
         "do_reduce_labels": model.reduced_labels,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / SAFETENSORS, published_tensors(model, depths))
-    files: dict[str, dict[str, Any]] = {
-        "config.json": config,
-        "preprocessor_config.json": processor,
-    }
-    for name, content in files.items():
-        write_atomically(folder / name, json.dumps(content, indent=2).encode())
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    content = json.dumps(processor, indent=2)
+    write_atomically(folder / "preprocessor_config.json", content.encode())
 
 
 def published_tensors(model: SegFormer, depths: Sequence[int]) -> dict[str, Tensor]:
     """A model's tensors under the names and in the shapes of Hugging Face's files."""
-    encoder = encoder_names(depths, 1, "segformer.encoder.")
-    names = segformer_names(encoder, 1)
+    names = segformer_names(encoder_names(depths, 1, "segformer.encoder."), 1)
     tensors: dict[str, Tensor] = {}
     for key, tensor in with_scales_reversed(model.state_dict()).items():
         layer, _, kind = key.rpartition(".")

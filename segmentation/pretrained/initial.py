@@ -47,12 +47,9 @@ def start_fresh(
     return model, config, {"members": sources} if isinstance(model, UFormer) else sources[0]
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, dict]:
+def load_model(source: str | Path | Weights) -> tuple[nn.Module, dict]:
     """A checkpoint's model and dict, see `load_checkpoint`; or those of a published SegFormer."""
-    return model_of(open_weights(path))
-
-
-def model_of(weights: Weights) -> tuple[nn.Module, dict]:
+    weights = source if isinstance(source, Weights) else open_weights(source)
     if weights.checkpoint:
         return load_checkpoint(weights.path)
     return published_checkpoint(weights)
@@ -77,7 +74,7 @@ def start_from(
     members, configs, records = [], [], []
     for file in files:
         weights = open_weights(file)
-        model, meta = model_of(weights)
+        model, meta = load_model(weights)
         config, data = meta["config"], meta["data"]
         kind = config["model"]
         if name not in ("uformer", kind):
@@ -117,20 +114,17 @@ def fit_classes(
     """
     order = class_order(meta["classes"], classes, meta.get("reduced_labels", False))
     config = meta["config"] | {"num_classes": len(classes)}
-    kept = model.state_dict()
-    anew = ""
+    part, anew = ("", "") if order else ("classify", "classifier")
     if decoder not in (None, config.get("decoder", "conv")):
         config["decoder"] = decoder
-        anew = "decoder"
-        kept = {key: value for key, value in kept.items() if not key.startswith("decoder.")}
-    for key in [key for key in kept if "classify" in key.split(".")]:
-        if order:
-            kept[key] = kept[key][order]
-        else:
-            anew = "classifier"
-            del kept[key]
+        part = anew = "decoder"
     fresh = build_model(config)
-    fresh.load_state_dict(fresh.state_dict() | kept)
+    state = fresh.state_dict()
+    for key, value in model.state_dict().items():
+        parts = key.split(".")
+        if part not in parts:
+            state[key] = value[order] if "classify" in parts else value
+    fresh.load_state_dict(state)
     return fresh.train(model.training), config, anew
 
 
