@@ -61,7 +61,7 @@ def recipe_rows() -> str:
     rows = [["", *columns]]
     for field in columns["deck"]:
         rows.append([field, *(as_text(column[field]) for column in columns.values())])
-    lines = ["recipes (flags override the rows down to dropout):"]
+    lines = ["recipes (flags override the rows down to dropout; docs/recipes.md explains each):"]
     for field, *cells in rows:
         lines.append(f"{field:16}" + "".join(f"{cell:>15}" for cell in cells))
     scenes = ", ".join(f"--{name} {value}" for name, value in SCENES_DEFAULTS.items())
@@ -162,13 +162,13 @@ def add_data_flags(parser: ArgumentParser) -> None:
         "--task",
         choices=["multiclass", "binary"],
         default="multiclass",
-        help="binary: two classes",
+        help="binary: two classes, of drone sets obstacles and landable",
     )
-    add("--label-map", type=label_map, metavar="A=B,...", help="mask values to labels, as 255=1")
+    add("--label-map", type=label_map, metavar="A=B,...", help="stored values to labels: 255=1")
     add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
     sides: dict[str, Any] = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
-    add("--image-size", **sides, help="resize images to this")
-    add("--crop", **sides, help="train on random windows")
+    add("--image-size", **sides, help="resize images to this; masks keep their size")
+    add("--crop", **sides, help="train on random windows of this size")
     add(
         "--augment",
         type=non_negative_int,
@@ -190,7 +190,7 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
         "--epochs",
         type=positive_int,
         metavar="N",
-        help="times through the samples",
+        help="passes over the images and the extra samples",
     )
     add(
         "--batch-size",
@@ -217,13 +217,13 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
     )
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--compile", action="store_true", help="torch.compile")
-    add("--seed", type=non_negative_int, default=0, help="of weights, order and samples")
+    add("--seed", type=non_negative_int, default=0, help="of first weights, order, samples, splits")
     add(
         "--max-minutes",
         type=non_negative_float,
         default=0,
         metavar="M",
-        help="end after so long, the learning rate falling to 0; 0: no limit; "
+        help="end after so many minutes, the learning rate falling to 0; 0: no limit; "
         "such a run cannot resume bit for bit",
     )
 
@@ -283,7 +283,7 @@ def evaluation_arguments(description: str) -> Namespace:
         "--split",
         choices=["test", "val", "train"],
         default="test",
-        help="val where there is no test",
+        help="of the images to score; val where there is no test",
     )
     add("--json", metavar="FILE", help="write all scores to this file")
     add(
@@ -315,14 +315,14 @@ def ensemble_arguments(description: str) -> Namespace:
     add("checkpoints", nargs="+", help="two or more of train.py's, of the same data and classes")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=non_negative_float, nargs="+", metavar="W", help="one a checkpoint"
+        "--weights", type=non_negative_float, nargs="+", metavar="W", help="one per checkpoint"
     )
     weights.add_argument(
         "--search",
         action="store_true",
         help="find the weights of best mIoU on val, as without --weights",
     )
-    add("--per-class", action="store_true", help="find a weight for each checkpoint and class")
+    add("--per-class", action="store_true", help="find one weight per checkpoint and class")
     add("--out", metavar="FILE", help="write the average as a checkpoint")
     add_scoring_flags(parser)
     args = parser.parse_args()
@@ -351,7 +351,7 @@ def add_scoring_flags(parser: ArgumentParser) -> None:
         "--tile",
         type=positive_int,
         metavar="S",
-        help="predict in overlapping tiles of this side (default: large images alone)",
+        help="predict in overlapping tiles of this side (default: only images beyond 4 megapixels)",
     )
     add(
         "--flips",
