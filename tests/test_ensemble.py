@@ -459,7 +459,7 @@ def test_without_test_images_each_half_of_val_is_scored_with_the_others_weights(
     assert [image["name"] for image in rows[0][-1]["images"]] == names
 
     assert run_script("ensemble", *files, "--weights", 1, 1) == 0
-    assert "scores are on val, which chose" in capsys.readouterr().out
+    assert "scores are on val, on which" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
