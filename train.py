@@ -25,7 +25,7 @@ from segmentation.arguments import command_line, recipe_of, training_arguments
 from segmentation.checkpoint import restore_model
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
-from segmentation.errors import BadInput, exit_on_bad_input
+from segmentation.errors import exit_on_bad_input
 from segmentation.evaluation.inference import Prediction
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically, write_csv
@@ -49,7 +49,9 @@ from segmentation.recipes import (
     set_learning_rate,
 )
 from segmentation.report.curves import curves_svg
+from segmentation.training.batches import check_batch, check_labelled, make_loader
 from segmentation.training.clock import Clock, Stopped
+from segmentation.training.frozen import freeze, train_mode
 from segmentation.training.log import print_epoch, print_summary, show_progress
 from segmentation.training.parallel import (
     ParallelModel,
@@ -69,7 +71,8 @@ from segmentation.training.run_folder import (
     write_checkpoint,
     write_config,
 )
-from segmentation.training.workers import ignore_signals, worker_context
+from segmentation.training.step_loss import CountingLoss, LossOfStep
+from segmentation.training.workers import ignore_signals
 
 
 @out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
@@ -151,7 +154,8 @@ def main() -> None:
         shards=1 if args.parallel == "ddp" else ranks,
     )
     memory = check_memory(needed, device, args.amp)
-    parallel = distribute_model(model, args.parallel, device, criterion, args.amp)
+    counting = CountingLoss(criterion, len(data.classes), recipe.batch_size).to(device)
+    parallel = distribute_model(model, args.parallel, device, counting, args.amp)
     if args.compile:
         # Sizes are few, and torch's compiler fails on a map whose sides are unknown.
         parallel.compile(dynamic=False)
@@ -165,6 +169,7 @@ def main() -> None:
         load_optimizer_state(parallel, optimizer, resume["optimizer"])
         scheduler.load_state_dict(resume["scheduler"])
         progress = Progress(**resume["progress"], history=saved["history"])
+        counting.go_on_from(resume.get("confusion"))
 
     # 7. What its checkpoints hold: see checkpoint.py for these keys and those that `save` adds.
     about = {
@@ -178,7 +183,7 @@ def main() -> None:
         "encoder_weights": source,
         "environment": environment(device),
     }
-    run = Run(out, about, recipe, parallel, optimizer, scheduler, progress, clock)
+    run = Run(out, about, recipe, parallel, counting, optimizer, scheduler, progress, clock)
     if distributed.rank() == 0:
         write_config(out, about)
         if saved:
@@ -188,7 +193,7 @@ def main() -> None:
     # 8. Train.
     try:
         how = Prediction(amp=args.amp)
-        written = train_epochs(run, model, data, order, loader, criterion, how)
+        written = train_epochs(run, model, data, order, loader, how)
     except Stopped:
         run.leave_resumable()
         return
@@ -196,39 +201,6 @@ def main() -> None:
         sys.exit(f"error: done, but the last save failed: {out} holds files of an earlier moment")
     best = f"best val mIoU {progress.best_miou:.4f}, {out / 'best.pt'}"
     distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}")
-
-
-def check_labelled(data: SegmentationDataset) -> None:
-    """BadInput if train or val has no labelled pixel."""
-    for split in ("train", "val"):
-        if not any(data.pixel_counts[split]):
-            raise BadInput(
-                f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
-            )
-
-
-def check_batch(images: int, height: int, width: int) -> None:
-    """BadInput if the deepest map is one pixel of one image: BatchNorm needs two values or more."""
-    if images == 1 and max(height, width) <= 32:
-        raise BadInput(
-            f"--batch-size 1 of {height} x {width} pixels leaves BatchNorm a single value to "
-            "take statistics of: use --batch-size 2 or more"
-        )
-
-
-def make_loader(
-    samples: TrainingSamples, order: EpochOrder, workers: int, device: torch.device
-) -> DataLoader:
-    """Batches: image uint8 N x 3 x h x w, mask uint8 N x h x w, key int64 N, N names."""
-    return DataLoader(
-        samples,
-        batch_sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        multiprocessing_context=worker_context(device, workers),
-    )
 
 
 def start_model(
@@ -245,24 +217,6 @@ def start_model(
     return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 
-def freeze(model: nn.Module, members: bool, encoders: bool) -> None:
-    """Let a UFormer's members keep their weights, or the encoder of each model."""
-    if members:
-        model.members.requires_grad_(False)
-    elif encoders:
-        for part in getattr(model, "members", [model]):
-            part.encoder.requires_grad_(False)
-
-
-def train_mode(model: nn.Module) -> None:
-    """Training mode, but for frozen parts: their BatchNorm's statistics are frozen too."""
-    model.train()
-    for part in model.modules():
-        weights = list(part.parameters())
-        if weights and not any(weight.requires_grad for weight in weights):
-            part.eval()
-
-
 @dataclass
 class Run:
     """A training under way: its folder, and all that its checkpoints hold."""
@@ -271,6 +225,7 @@ class Run:
     about: dict  # what is the same in each of its checkpoints
     recipe: Recipe
     parallel: ParallelModel
+    criterion: CountingLoss
     optimizer: Optimizer
     scheduler: ReduceLROnPlateau
     progress: Progress
@@ -290,6 +245,7 @@ class Run:
                 "optimizer": whole_optimizer_state(self.parallel, self.optimizer),
                 "scheduler": self.scheduler.state_dict(),
                 "progress": self.progress.state(),
+                "confusion": self.criterion.whole_matrix(),
             }
         written = write_checkpoint(self.out / name, checkpoint)
         self.clock.saved()
@@ -314,7 +270,8 @@ class Run:
     def write_history(self) -> bool:
         """history.csv in full precision and curves.svg. False, and said, if one is not written."""
         history = self.progress.history
-        rows = [HISTORY, *(row.values() for row in history)]
+        # Older checkpoints have fewer columns.
+        rows = [HISTORY, *([row.get(column) for column in HISTORY] for row in history)]
         curves = curves_svg({self.out.resolve().name: history})
         written = try_write(self.out / "history.csv", write_csv, rows)
         drawn = try_write(self.out / "curves.svg", write_atomically, curves.encode())
@@ -339,7 +296,6 @@ def train_epochs(
     data: SegmentationDataset,
     order: EpochOrder,
     loader: DataLoader,
-    criterion: nn.Module,
     how: Prediction,
 ) -> bool:
     """Train, score val and save, epoch by epoch, to the last or to the time limit.
@@ -359,7 +315,7 @@ def train_epochs(
     while not progress.is_finished(recipe.epochs, clock.limit_minutes):
         order.set_epoch(progress.epoch, start=progress.step, divisor_at=divisor_at)
         train_mode(model)
-        data_wait = train_one_epoch(run, loader, criterion, how.amp)
+        data_wait = train_one_epoch(run, loader, how.amp)
         trained_until = clock.now()
         # Validation images have many sizes, and each would be compiled anew.
         with clock.validation(), torch.compiler.set_stance("force_eager"):
@@ -378,7 +334,7 @@ def train_epochs(
     return written
 
 
-def train_one_epoch(run: Run, loader: DataLoader, criterion: nn.Module, amp: bool) -> float:
+def train_one_epoch(run: Run, loader: DataLoader, amp: bool) -> float:
     """From progress.step to the end of the epoch or of the time; the share spent waiting for data.
 
     Collective. Raises Stopped after a signal, `run.progress` complete.
@@ -397,7 +353,7 @@ def train_one_epoch(run: Run, loader: DataLoader, criterion: nn.Module, amp: boo
         share = progress.share(progress.step, steps, recipe.epochs, time_used)
         rate = progress.lr * learning_rate_factor(recipe, time_used, share)
         set_learning_rate(run.optimizer, rate)
-        loss = training_step(run.parallel, criterion, run.optimizer, batch, amp)
+        loss = training_step(run.parallel, run.criterion, run.optimizer, batch, amp)
         progress.loss_sum += loss
         progress.step += 1
         if before:  # the device has this step to work on: it never waits for the host
@@ -449,10 +405,11 @@ def training_step(
 
 
 def finish_epoch(run: Run, scores: dict, trained_until: float) -> None:
-    """Write the epoch's row, step the scheduler, move on to the next epoch."""
+    """Collective: write the epoch's row, step the scheduler, move on to the next epoch."""
     recipe, progress, groups = run.recipe, run.progress, run.optimizer.param_groups
     now = run.clock.now()
     trained_images = progress.step * recipe.batch_size
+    trained = run.criterion.take_scores()
     row = (
         progress.epoch + 1,
         float(progress.loss_sum) / progress.step,
@@ -462,37 +419,14 @@ def finish_epoch(run: Run, scores: dict, trained_until: float) -> None:
         groups[0]["lr"] / groups[0]["lr_share"],
         now - progress.epoch_began,
         trained_images / (trained_until - progress.epoch_began),
+        trained["miou"],
+        trained["mpa"],
     )
     for group in groups:
         group["lr"] = progress.lr  # the plateau's own, without annealing
     if recipe.decay is None:
         run.scheduler.step(scores["loss"])
     progress.complete_epoch(dict(zip(HISTORY, row, strict=True)), groups[0]["lr"], now)
-
-
-class LossOfStep:
-    """A step's loss, to be looked at when the next step is under way.
-
-    CUDA works in order. The loss is sent to the host right behind its step, so looking at it waits
-    for that step alone, not for what was given since.
-    """
-
-    def __init__(self, loss: Tensor, files: list[str]):
-        self.loss, self.files, self.sent = loss, files, None
-        if loss.device.type == "cuda":
-            self.loss = loss.to("cpu", non_blocking=True)
-            self.sent = torch.cuda.Event()
-            self.sent.record()
-
-    def check(self) -> None:
-        """RuntimeError naming the files, before anything is saved, if the loss is not a number."""
-        if self.sent:
-            self.sent.synchronize()
-        if not self.loss.isfinite():
-            files = ", ".join(distributed.gather(self.files))
-            raise RuntimeError(
-                f"the loss is {self.loss.item()} on {files}: look at these images, or lower --lr"
-            )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from segmentation.metrics import confusion_matrix
 from segmentation.models.mix_transformer import VARIANTS
 from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from segmentation.training.parallel import distribute_model
+from segmentation.training.step_loss import CountingLoss
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
@@ -144,7 +145,7 @@ def test_a_step_over_ranks(model, operators, recipe):
     """The host waits for nothing and has few operators to launch."""
     batch = batch_of(2)
     with ranks(4), Pretended() as seen:
-        criterion = criterion_for(RECIPES[recipe], [5, 4, 3]).to(CUDA)
+        criterion = CountingLoss(criterion_for(RECIPES[recipe], [5, 4, 3]), 3, 2).to(CUDA)
         parallel = distribute_model(MODELS[model](3).to(CUDA), "ddp", CUDA, criterion)
         optimizer = optimizer_for(RECIPES[recipe], parallel.named_parameters(), CUDA)
         for _ in range(3):  # the first steps make the optimizer's state and sort the buckets

@@ -32,6 +32,7 @@ from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.scoring import score_split
 from segmentation.losses import TverskyLoss
 from segmentation.metrics import ConfusionMatrix
+from segmentation.training.step_loss import CountingLoss
 from segmentation.training.sync_batchnorm import SyncBatchNorm2d
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,6 +253,20 @@ def check_confusion() -> None:
     matrix.update(torch.tensor([[[distributed.rank()]]]), torch.tensor([[[0]]]))
     matrix.reduce()
     assert matrix.matrix.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def check_training_counts() -> None:
+    """Summed over ranks once, however often they are saved and gone on from."""
+    loss = CountingLoss(TverskyLoss(), 3, 1)
+    logits = nn.functional.one_hot(torch.tensor([[[distributed.rank()]]]), 3)
+    loss(logits.permute(0, 3, 1, 2).float(), torch.zeros(1, 1, 1, dtype=torch.int64))
+    saved = loss.whole_matrix()
+    other = CountingLoss(TverskyLoss(), 3, 1)
+    other.go_on_from(saved)
+    assert torch.equal(other.whole_matrix(), saved)
+    assert saved.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert other.take_scores()["pixel_accuracy"] == pytest.approx(1 / 3)
+    assert other.take_scores()["miou"] is None
 
 
 def check_ignored_everywhere() -> None:
@@ -528,6 +543,7 @@ def arithmetic() -> None:
     check_bad_input()
     check_sums()
     check_confusion()
+    check_training_counts()
     for sizes in ([4, 0, 2], [0, 4, 2]):
         check_batchnorm(sizes, on_cuda=False)
         with cuda_kernels.stand_ins():

@@ -24,10 +24,10 @@ MODELS = {
     "segformer": "--model segformer --drop-path 0.1 --dropout 0.1",
     "unet": "--model unet --recipe fast",
 }
-COLUMNS = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr")
+COLUMNS = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr", "train_miou", "train_mpa")
 # Ranks add the same float32 numbers in another order. A mistake is over one of these bars tenfold.
 LOSS = 5e-5  # relative: roundings of 6e-8, and what Adam makes of those in gradients near 0
-SCORE = 2e-3  # a few of val's 5120 pixels, whose two best classes are equal but for rounding
+SCORE = 2e-3  # a few of 5120 pixels or more, whose two best classes are equal but for rounding
 MOMENT = 1e-2  # where a ReLU's input rounds to the other side of 0, a gradient begins or ends
 BUFFERS = 1e-4  # means of features, which rounding moves and never cuts
 
@@ -69,7 +69,7 @@ def assert_same_training(found: Path, expected: Path) -> None:
     assert lists["lr"] == others["lr"]
     for name in ("train_loss", "val_loss"):
         assert lists[name] == pytest.approx(others[name], rel=LOSS)
-    for name in ("val_miou", "val_mpa"):
+    for name in ("val_miou", "val_mpa", "train_miou", "train_mpa"):
         assert lists[name] == pytest.approx(others[name], abs=SCORE)
     one, two = (read_checkpoint(out / "last.pt") for out in (found, expected))
     assert distance(moments(one), moments(two)) <= MOMENT

@@ -214,7 +214,7 @@ def test_a_comparison_has_a_column_a_model_and_says_where_each_wins(
     for kind, count in (("image", 1), ("truth", 1), ("prediction", 2), ("difference", 2)):
         assert len(page.all("button", **{"data-kind": kind})) == count * articles
     for colour in COLOURS[:2]:
-        assert len(page.all("polyline", stroke=colour)) == 5
+        assert len(page.all("polyline", stroke=colour)) == 7
 
 
 def test_the_best_of_a_row_is_bold_unless_it_is_shared(comparison: Path):
@@ -320,7 +320,7 @@ def test_durations():
 
 
 def history(epochs: int, factor: float = 1.0) -> list[dict]:
-    keys = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr")
+    keys = ("train_loss", "val_loss", "val_miou", "val_mpa", "lr", "train_miou", "train_mpa")
     return [{"epoch": e + 1, **dict.fromkeys(keys, factor / (e + 2))} for e in range(epochs)]
 
 
@@ -335,7 +335,9 @@ def test_curves_are_valid_svg_with_the_values_in_their_places():
     assert "a & b" in "".join(root.itertext())
     loss, miou, _, rate = curve_panels({"a": history(5), "c": history(9, 0.5)})
     assert len(points(loss)) == 4 and loss.count("line training") == 2
-    first, second = points(miou)
+    assert miou.count("line training") == 2
+    first, of_training, second, _ = points(miou)
+    assert first == of_training
     assert len(first) == 5 and len(second) == 9
     assert first[4][0] == second[4][0]  # the same epoch
     assert first[0][1] < first[1][1] < first[4][1]  # y points down, values fall
@@ -343,7 +345,7 @@ def test_curves_are_valid_svg_with_the_values_in_their_places():
     assert points(rate)[0][0][1] < points(rate)[1][0][1]
 
 
-ZEROS = {"lr": 0.0, "val_miou": None, "val_loss": float("nan")}
+ZEROS = {"lr": 0.0, "val_miou": None, "train_miou": None, "val_loss": float("nan")}
 
 
 @pytest.mark.parametrize(
@@ -351,10 +353,11 @@ ZEROS = {"lr": 0.0, "val_miou": None, "val_loss": float("nan")}
     [
         ({}, 0, 4),
         ({"a": []}, 0, 4),
-        ({"a": history(1)}, 5, 0),
-        ({"a": [row | ZEROS for row in history(3)]}, 3, 1),
-        ({"a": [row | {"val_miou": 0.5} for row in history(3)]}, 5, 0),
-        ({"a": history(2000)}, 5, 0),
+        ({"a": history(1)}, 7, 0),
+        ({"a": [row | ZEROS for row in history(3)]}, 4, 1),
+        ({"a": [row | {"val_miou": 0.5} for row in history(3)]}, 7, 0),
+        ({"a": [{"epoch": 1, "val_miou": 0.5}]}, 1, 3),  # of an older checkpoint
+        ({"a": history(2000)}, 7, 0),
     ],
 )
 def test_curves_of_odd_histories_are_drawn_or_say_that_there_are_none(
@@ -369,7 +372,7 @@ def test_curves_of_odd_histories_are_drawn_or_say_that_there_are_none(
 def test_training_draws_its_curves(runs: list[Path]):
     text = (runs[0].parent / "curves.svg").read_text()
     ET.fromstring(text)
-    assert all(len(line) == 3 for line in points(text)) and len(points(text)) == 5
+    assert all(len(line) == 3 for line in points(text)) and len(points(text)) == 7
 
 
 def in_browser(page: Path, script: str, folder: Path) -> tuple[dict, list[str]]:

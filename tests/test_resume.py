@@ -15,7 +15,7 @@ import pytest
 from child_processes import MEASURED, ROOT, SIGNALS, Kill, is_equal, run_in_child
 from conftest import run_script
 
-from segmentation.checkpoint import read_checkpoint
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.datasets import open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
 
@@ -155,6 +155,30 @@ def test_more_epochs_later(tiny_folder: Path, undisturbed: Path, tmp_path: Path)
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_training_scores_of_an_epoch_stopped_inside(tiny_folder, undisturbed, tmp_path):
+    """What was counted before the stop is in last.pt, and counts once."""
+    out = tmp_path / "run"
+    assert train(tiny_folder, out, kill=Kill(signal.SIGTERM, "step", 3)) == 99
+    counted = read_checkpoint(out / "last.pt")["resume"]["confusion"]
+    assert 0 < counted.sum() <= 3 * 4 * 32 * 32
+    assert train(tiny_folder, out, "--resume") == 0
+    assert_same_run(out, undisturbed)
+    assert all(0 < float(row["train_miou"]) <= float(row["train_mpa"]) for row in rows(out))
+
+
+def test_a_run_of_before_there_were_training_scores_goes_on(tiny_folder, undisturbed, tmp_path):
+    assert train(tiny_folder, tmp_path, "--epochs", 1) == 0
+    saved = read_checkpoint(tmp_path / "last.pt")
+    del saved["resume"]["confusion"]
+    for name in ("train_miou", "train_mpa"):
+        del saved["history"][0][name]
+    save_checkpoint(tmp_path / "last.pt", saved)
+    assert train(tiny_folder, tmp_path, "--resume") == 0
+    (first, *others), (_, *expected) = rows(tmp_path), rows(undisturbed)
+    assert first["train_miou"] == first["train_mpa"] == "" and others == expected
+    assert run_script("evaluate", tmp_path / "last.pt", "--out", tmp_path / "report") == 0
+
+
 def test_out_of_time_is_done(tiny_folder: Path, tmp_path: Path):
     """The limit ends a run with 0, resuming adds nothing, a longer limit does."""
     arguments = ("--data", tiny_folder, *FLAGS, "--epochs", 10_000, "--out", tmp_path)
@@ -254,6 +278,7 @@ def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str)
         one, two = (read_checkpoint(tmp_path / out / "last.pt") for out in ("run", "other"))
         assert is_equal(one["model"], two["model"])
         assert is_equal(one["resume"], two["resume"])
+        assert is_equal(one["history"], two["history"])
 
 
 def launch(*arguments: object) -> subprocess.Popen:

@@ -14,7 +14,7 @@ from child_processes import Kill, is_equal, run_in_child
 from conftest import run_script
 from torch._dynamo.utils import counters
 
-from segmentation import ResNet18UNet, SegFormer, load_checkpoint
+from segmentation import ConfusionMatrix, ResNet18UNet, SegFormer, TverskyLoss, load_checkpoint
 from segmentation.arguments import recipe_of, training_arguments
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import samples
@@ -37,10 +37,32 @@ def test_a_run_leaves_what_it_says(run: Path):
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
     columns = "epoch train_loss val_loss val_miou val_mpa lr seconds images_per_s"
+    columns += " train_miou train_mpa"
     assert list(rows[0]) == columns.split()
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     config = json.loads((run / "config.json").read_text())
     assert config["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("flags", ["--model unet --recipe fast", "--amp"])
+def test_training_scores_are_those_of_the_batches_own_predictions(
+    tmp_path: Path, tiny_folder: Path, monkeypatch, flags: str
+):
+    """Of an epoch, each pixel as the model in training predicted it, before its step."""
+    seen = ConfusionMatrix(3)
+    original = TverskyLoss.forward
+
+    def noted(self, logits, target):
+        if target.shape[1:] != (64, 64):  # where a step's memory is measured
+            seen.update(logits.argmax(1), target)
+        return original(self, logits, target)
+
+    monkeypatch.setattr(TverskyLoss, "forward", noted)
+    paths = ("--data", tiny_folder, "--out", tmp_path / "run")
+    assert run_script("train", *paths, *FLAGS, "--epochs", 1, *flags.split()) == 0
+    [row] = read_checkpoint(tmp_path / "run" / "last.pt")["history"]
+    scores = seen.scores()
+    assert (row["train_miou"], row["train_mpa"]) == (scores["miou"], scores["mpa"])
 
 
 def test_evaluation_repeats_validation_exactly(run: Path, tmp_path: Path):

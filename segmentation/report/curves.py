@@ -16,8 +16,8 @@ LOWEST_RATE = 1e-4  # of the highest rate: lower ones, at the end of annealing, 
 LOGARITHMIC = "Learning rate"
 PANELS = {
     "Loss": {"val_loss": "validation", "train_loss": "training"},
-    "mIoU": {"val_miou": "validation"},
-    "mPA": {"val_mpa": "validation"},
+    "mIoU": {"val_miou": "validation", "train_miou": "training"},
+    "mPA": {"val_mpa": "validation", "train_mpa": "training"},
     LOGARITHMIC: {"lr": ""},
 }
 CURVE_STYLE = """.curve { font: 13px system-ui, sans-serif; fill: #333 }
@@ -56,7 +56,7 @@ def curves_svg(runs: Runs) -> str:
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">\n'
         f"<style>:root {{ color-scheme: light dark }}\n{CURVE_STYLE}</style>\n"
         f'<text class="curve" x="{LEFT - 12}" y="18">{legend}'
-        '<tspan dx="16" class="axis">dashed: training</tspan></text>\n'
+        '<tspan dx="16" class="axis">dashed: training, on its augmented batches</tspan></text>\n'
         f"{panels}</svg>\n"
     )
 

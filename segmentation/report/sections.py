@@ -66,7 +66,8 @@ def curve_section(entries: list[Entry]) -> str:
     if not any(runs.values()):
         return "<p>No training history is stored: this checkpoint was made from others.</p>"
     return (
-        '<p class="soft">On the validation images; dashed: the training loss. '
+        '<p class="soft">On the validation images; dashed: on the training batches, which are '
+        "augmented, as the model in training mode predicted them. "
         "The learning rate is on a logarithmic scale.</p>\n"
         f"{legend(with_colours(runs) if len(runs) > 1 else [])}\n"
         f'<div class="curves">{"".join(curve_panels(runs))}</div>'

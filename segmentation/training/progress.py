@@ -14,6 +14,8 @@ HISTORY = (  # the columns of history.csv, which has a row per epoch
     "lr",
     "seconds",
     "images_per_s",
+    "train_miou",
+    "train_mpa",
 )
 
 
