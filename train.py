@@ -11,7 +11,7 @@ The batch size is global: N ranks compute what one computes.
 """
 
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +41,6 @@ from segmentation.hardware import (
 )
 from segmentation.pretrained.initial import Start, start_fresh, start_from
 from segmentation.recipes import (
-    Recipe,
     criterion_for,
     learning_rate_factor,
     optimizer_for,
@@ -49,30 +48,28 @@ from segmentation.recipes import (
     set_learning_rate,
 )
 from segmentation.report.curves import curves_svg
+from segmentation.report.pictures import sample_sheet
 from segmentation.training.batches import check_batch, check_labelled, make_loader
 from segmentation.training.clock import Clock, Stopped
-from segmentation.training.frozen import freeze, train_mode
-from segmentation.training.log import print_epoch, print_summary, show_progress
+from segmentation.training.dry_run import seconds_of_step
+from segmentation.training.frozen import count_parameters, freeze, train_mode
+from segmentation.training.log import print_epoch, print_summary, say_dry_run, show_progress
 from segmentation.training.parallel import (
     ParallelModel,
     distribute_model,
     load_optimizer_state,
     rank_slice,
     whole_model,
-    whole_optimizer_state,
-    whole_weights,
 )
 from segmentation.training.pipeline import Pipeline
 from segmentation.training.progress import HISTORY, Progress
+from segmentation.training.run import Run
 from segmentation.training.run_folder import (
-    MARKER,
     open_run,
     try_write,
-    write_checkpoint,
     write_config,
 )
 from segmentation.training.step_loss import CountingLoss, LossOfStep
-from segmentation.training.workers import ignore_signals
 
 
 @out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
@@ -182,13 +179,22 @@ def main() -> None:
         "command": command_line(),
         "encoder_weights": source,
         "environment": environment(device),
+        "parameter_counts": count_parameters(model),
     }
     run = Run(out, about, recipe, parallel, counting, optimizer, scheduler, progress, clock)
     if distributed.rank() == 0:
         write_config(out, about)
         if saved:
-            run.write_history()
+            write_history(run)
+        else:
+            spread = [samples[0, i * len(samples) // 8, 1] for i in range(8)]
+            sheet = sample_sheet(spread, data.palette)
+            try_write(out / "samples.png", lambda path, image: image.save(path), sheet)
         print_summary(data, model, len(order), memory, out)
+    if args.dry_run:
+        step = partial(training_step, parallel, counting, optimizer, amp=args.amp)
+        say_dry_run(seconds_of_step(step, loader), len(order), device)
+        return
 
     # 8. Train.
     try:
@@ -215,79 +221,6 @@ def start_model(
         held_out = {*data.splits["val"], *data.splits["test"]}
         return start_from(init, name, data.classes, held_out, data.root, segformer)
     return start_fresh(name, len(data.classes), segformer, encoder_weights)
-
-
-@dataclass
-class Run:
-    """A training under way: its folder, and all that its checkpoints hold."""
-
-    out: Path
-    about: dict  # what is the same in each of its checkpoints
-    recipe: Recipe
-    parallel: ParallelModel
-    criterion: CountingLoss
-    optimizer: Optimizer
-    scheduler: ReduceLROnPlateau
-    progress: Progress
-    clock: Clock
-
-    def save(self, name: str, scores: dict | None = None) -> bool:
-        """Collective: write a checkpoint with the keys of checkpoint.py. False if it cannot be."""
-        checkpoint = self.about | {
-            "model": whole_weights(self.parallel),
-            "epoch": self.progress.epoch,
-            "scores": scores,
-            "history": self.progress.history,
-            "seconds": self.clock.now(),
-        }
-        if name == "last.pt":
-            checkpoint["resume"] = {
-                "optimizer": whole_optimizer_state(self.parallel, self.optimizer),
-                "scheduler": self.scheduler.state_dict(),
-                "progress": self.progress.state(),
-                "confusion": self.criterion.whole_matrix(),
-            }
-        written = write_checkpoint(self.out / name, checkpoint)
-        self.clock.saved()
-        return written
-
-    def save_epoch(self, scores: dict) -> bool:
-        """Collective: best.pt if the epoch is the best, last.pt, history. False if one is missing.
-
-        progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
-        """
-        written = True
-        miou = scores["miou"] or 0.0
-        if miou > self.progress.best_miou:
-            written = self.save("best.pt", scores)
-            if written:
-                self.progress.best_miou = miou
-        written = self.save("last.pt", scores) and written
-        if distributed.rank() == 0:
-            written = self.write_history() and written
-        return written
-
-    def write_history(self) -> bool:
-        """history.csv in full precision and curves.svg. False, and said, if one is not written."""
-        history = self.progress.history
-        # Older checkpoints have fewer columns.
-        rows = [HISTORY, *([row.get(column) for column in HISTORY] for row in history)]
-        curves = curves_svg({self.out.resolve().name: history})
-        written = try_write(self.out / "history.csv", write_csv, rows)
-        drawn = try_write(self.out / "curves.svg", write_atomically, curves.encode())
-        return written and drawn
-
-    def leave_resumable(self) -> None:
-        """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
-        epoch = self.progress.epoch + 1
-        if not self.save("last.pt"):
-            sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
-        distributed.say(f"interrupted in epoch {epoch}: the same command with --resume goes on")
-        ignore_signals()  # a second one during the interpreter's end would make it a failure
-        if torch.distributed.is_torchelastic_launched():
-            (self.out / MARKER).touch()
-            return
-        sys.exit(99)
 
 
 def train_epochs(
@@ -326,7 +259,7 @@ def train_epochs(
         finish_epoch(run, scores, trained_until)
         if clock.time_used() >= 1:
             progress.limit_reached = clock.limit_minutes
-        written = run.save_epoch(scores)
+        written = save_epoch(run, scores)
         if distributed.rank() == 0:
             print_epoch(progress, recipe.epochs, data_wait)
         if clock.poll() and not progress.is_finished(recipe.epochs, clock.limit_minutes):
@@ -427,6 +360,34 @@ def finish_epoch(run: Run, scores: dict, trained_until: float) -> None:
     if recipe.decay is None:
         run.scheduler.step(scores["loss"])
     progress.complete_epoch(dict(zip(HISTORY, row, strict=True)), groups[0]["lr"], now)
+
+
+def save_epoch(run: Run, scores: dict) -> bool:
+    """Collective: best.pt if the epoch is the best, last.pt, history. False if one is missing.
+
+    progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
+    """
+    written = True
+    miou = scores["miou"] or 0.0
+    if miou > run.progress.best_miou:
+        written = run.save("best.pt", scores)
+        if written:
+            run.progress.best_miou = miou
+    written = run.save("last.pt", scores) and written
+    if distributed.rank() == 0:
+        written = write_history(run) and written
+    return written
+
+
+def write_history(run: Run) -> bool:
+    """history.csv in full precision and curves.svg. False, and said, if one is not written."""
+    history = run.progress.history
+    # Older checkpoints have fewer columns.
+    rows = [HISTORY, *([row.get(column) for column in HISTORY] for row in history)]
+    curves = curves_svg({run.out.resolve().name: history})
+    written = try_write(run.out / "history.csv", write_csv, rows)
+    drawn = try_write(run.out / "curves.svg", write_atomically, curves.encode())
+    return written and drawn
 
 
 if __name__ == "__main__":

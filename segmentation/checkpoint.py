@@ -13,9 +13,10 @@ history          rows of history.csv, a dict an epoch
 seconds          of training and validation, over all resumptions
 args, command    the command line: parsed, and as it was typed
 encoder_weights  source, sha256 and licence of weights trained elsewhere, or None
-environment      hardware and versions
+environment      hardware and versions, the code's among them
+parameter_counts  total, trained, frozen
 members          UFormers of ensemble.py alone: what each member was trained with
-resume           last.pt alone: optimizer and scheduler (whole state dicts), progress
+resume           last.pt alone: optimizer, scheduler (whole state dicts), progress, confusion
 """
 
 import io

@@ -5,9 +5,13 @@ import math
 import os
 import platform
 import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from .distributed import alone, say, world_size
+from .distributed import alone, rank, say, world_size
 from .errors import BadInput
 
 GIB = 2**30
@@ -109,7 +113,24 @@ def environment(device: torch.device) -> dict:
         "cores": os.cpu_count(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        "code": code_version() if rank() == 0 else "unknown",  # one look, however many ranks
     }
+
+
+def code_version() -> str:
+    """The commit of the checkout that the scripts lie in and whether it is modified, else the
+    package's version. Whatever is missing for it stops no training.
+    """
+    root = Path(__file__).resolve().parents[1]
+    # A pattern that no tag matches, so that the commit is named by its hash.
+    ask = ["git", "describe", "--always", "--abbrev=40", "--match=-", "--dirty=, modified"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        if (root / ".git").exists():  # another project's checkout may hold an installed package
+            commit = subprocess.check_output(ask, cwd=root, stderr=subprocess.DEVNULL, timeout=30)
+            return f"commit {commit.decode().strip()}"
+    with suppress(metadata.PackageNotFoundError):
+        return f"version {metadata.version('segmentation')}"
+    return "unknown"
 
 
 def hardware_of(machine: dict) -> str:
@@ -219,6 +240,14 @@ def check_memory(needed: float, device: torch.device, amp: bool) -> str:
         advice += "" if amp else ", or --amp"
         raise BadInput(f"{need}, {there}: use {advice}")
     return f"{need}, {there}"
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes that this process has held at most: of its GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def free_memory(device: torch.device) -> float | None:

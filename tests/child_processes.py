@@ -121,7 +121,7 @@ def arm(kill: Kill) -> None:
         "half": (files, "open"),
         "flush": (os, "fsync"),
         "rename": (os, "replace"),
-        "history": (train.Run, "write_history"),
+        "history": (train, "write_history"),
     }[kill.moment]
     before: Callable = getattr(owner, name, open)
     calls = 0
@@ -176,5 +176,5 @@ def is_equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-MEASURED = ("seconds", "images_per_s", "epoch_began", "command", "args")
+MEASURED = ("seconds", "images_per_s", "epoch_began", "command", "args", "code")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

@@ -408,6 +408,17 @@ def test_train_resumes_another_way_and_on_other_ranks(train_flags, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", parity.WAYS)
+def test_a_dry_run_over_ranks_is_said_once_and_leaves_no_run(train_flags, tmp_path, way):
+    flags = [*train_flags, "--parallel", way, "--dry-run"]
+    code, output = ends(torchrun(2, *flags, script="train.py", XDG_CACHE_HOME=str(tmp_path)))
+    assert code == 0, output
+    assert output.count("dry run: ") == 1
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.json", "samples.png"}
+
+
+@pytest.mark.slow
 def test_what_one_rank_cannot_find_is_said_once(train_flags, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "ONLY_RANK_1": f"--data {tmp_path / 'nothing'}"}
     code, output = ends(torchrun(2, "train_otherwise", *train_flags, **environment))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from segmentation.hardware import (
     GIB,
     announce,
     check_memory,
+    code_version,
+    environment,
     free_in_machine,
     free_memory,
     out_of_memory_is_bad_input,
@@ -390,6 +393,50 @@ def test_workers_for_a_gpu_come_from_cores_and_ranks(monkeypatch, machine):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert usual_workers(GPU) == workers
     assert usual_workers(CPU) == 1
+
+
+def git(folder: Path, *words: str) -> str:
+    own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    command = ["git", *own, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch) -> Path:
+    """A git checkout in whose place the package lies, and no installed version."""
+    monkeypatch.setattr(hardware, "__file__", str(tmp_path / "segmentation" / "hardware.py"))
+    (tmp_path / "train.py").write_text("one")
+    for words in ("init -q", "add train.py", "commit -qm one", "tag -am v v1"):
+        git(tmp_path, *words.split())
+    return tmp_path
+
+
+def test_a_run_names_its_commit(checkout: Path):
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    assert code_version() == f"commit {commit}" == environment(CPU)["code"]
+    (checkout / "run.log").write_text("not of the code")
+    assert code_version() == f"commit {commit}"
+    (checkout / "train.py").write_text("two")
+    assert code_version() == f"commit {commit}, modified"
+    with patch.object(hardware, "rank", lambda: 1):
+        assert environment(CPU)["code"] == "unknown"
+
+
+def test_without_git_a_run_names_its_version(checkout: Path, monkeypatch):
+    monkeypatch.setattr(hardware.metadata, "version", lambda name: f"of {name}")
+    (checkout / ".git").rename(checkout / "elsewhere")
+    assert code_version() == "version of segmentation"
+    (checkout / "elsewhere").rename(checkout / ".git")
+    (checkout / ".git" / "HEAD").write_text("damaged")
+    assert code_version() == "version of segmentation"
+    for failure in (FileNotFoundError("git"), subprocess.TimeoutExpired("git", 30)):
+        with patch.object(subprocess, "check_output", side_effect=failure):
+            assert code_version() == "version of segmentation"
+    monkeypatch.undo()
+    monkeypatch.setattr(hardware, "__file__", str(checkout / "nowhere" / "a" / "hardware.py"))
+    missing = hardware.metadata.PackageNotFoundError("segmentation")
+    with patch.object(hardware.metadata, "version", side_effect=missing):
+        assert code_version() == "unknown"
 
 
 def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_path):

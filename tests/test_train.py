@@ -2,23 +2,29 @@
 
 import csv
 import json
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from child_processes import Kill, is_equal, run_in_child
 from conftest import run_script
+from PIL import Image
 from torch._dynamo.utils import counters
 
 from segmentation import ConfusionMatrix, ResNet18UNet, SegFormer, TverskyLoss, load_checkpoint
 from segmentation.arguments import recipe_of, training_arguments
 from segmentation.checkpoint import read_checkpoint
 from segmentation.data import samples
+from segmentation.data.datasets import open_dataset
 from segmentation.data.transforms import transform_pair
+from segmentation.hardware import code_version
 from segmentation.recipes import RECIPES
 
 FLAGS = "--encoder-weights none --epochs 3 --batch-size 8 --augment 8 --workers 0".split()
@@ -31,7 +37,7 @@ def run(request: pytest.FixtureRequest, trained: Callable[[str], Path]) -> Path:
 
 
 def test_a_run_leaves_what_it_says(run: Path):
-    assert {"best.pt", "last.pt", "config.json", "history.csv"} <= {
+    assert {"best.pt", "last.pt", "config.json", "history.csv", "samples.png"} <= {
         path.name for path in run.iterdir()
     }
     with open(run / "history.csv") as file:
@@ -42,6 +48,55 @@ def test_a_run_leaves_what_it_says(run: Path):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     config = json.loads((run / "config.json").read_text())
     assert config["classes"] == ["0", "1", "2"]
+    assert config["environment"]["code"] == code_version()
+    total = sum(weight.numel() for weight in load_checkpoint(run / "best.pt")[0].parameters())
+    assert config["parameter_counts"] == {"total": total, "trained": total, "frozen": 0}
+
+
+def test_samples_are_those_that_the_model_sees(tmp_path: Path, tiny_folder: Path, trained):
+    """Eight of the first epoch's 24, four a row, each above its mask."""
+    sheet = np.asarray(Image.open(trained("unet") / "samples.png"))
+    assert sheet.shape == (2 * 2 * 40, 4 * 56, 3)
+    data = open_dataset(str(tiny_folder), seed=3)
+    seen = samples.TrainingSamples(data, "train", crop=None, augment=8, seed=3)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:3] = data.palette
+    assert not (np.array(data.palette) == 0).all(1).any()
+    for number in range(8):
+        sample = seen[0, 3 * number, 1]
+        row, column = divmod(number, 4)
+        pair = sheet[80 * row : 80 * (row + 1), 56 * column : 56 * (column + 1)]
+        assert np.array_equal(pair[:40], sample["image"].permute(1, 2, 0))
+        assert np.array_equal(pair[40:], colours[sample["mask"]])
+    assert (sheet[40:42] == 0).all()  # ignored
+
+
+def test_a_dry_run_measures_and_leaves_no_run(
+    tmp_path: Path, tiny_folder: Path, trained, capsys: pytest.CaptureFixture
+):
+    flags = ("--data", tiny_folder, *FLAGS, "--model", "unet", "--lr", 0.002, "--seed", 3)
+    flags = (*flags, "--out", tmp_path / "run")
+    assert run_script("train", *flags, "--dry-run") == 0
+    said = capsys.readouterr().out
+    times = r"dry run: [\d.e-]+ s a step, [\d.e-]+ minutes an epoch of 3 steps"
+    assert re.search(rf"{times}, .*; [\d.]+ GiB of memory", said)
+    assert "epoch 1/3" not in said
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "samples.png"}
+    assert run_script("train", *flags) == 0  # not refused, and as if nothing had been
+    one, other = (read_checkpoint(out / "last.pt") for out in (tmp_path / "run", trained("unet")))
+    assert is_equal(one["model"], other["model"]) and is_equal(one["history"], other["history"])
+
+
+def test_a_dry_run_of_a_run_that_goes_on_changes_none_of_it(
+    tmp_path: Path, tiny_folder: Path, trained
+):
+    out = tmp_path / "run"
+    shutil.copytree(trained("unet"), out)
+    flags = ("--data", tiny_folder, *FLAGS, "--model", "unet", "--lr", 0.002, "--seed", 3)
+    assert run_script("train", *flags, "--out", out, "--dry-run") == 2  # as the real one would be
+    assert run_script("train", *flags, "--out", out, "--dry-run", "--resume") == 0
+    for name in ("last.pt", "best.pt", "history.csv"):
+        assert (out / name).read_bytes() == (trained("unet") / name).read_bytes()
 
 
 @pytest.mark.parametrize("flags", ["--model unet --recipe fast", "--amp"])
@@ -104,16 +159,24 @@ def test_the_model_learns(run: Path):
     assert losses[2] < losses[0]
 
 
-def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder: Path):
+def test_frozen_encoder_keeps_weights_and_statistics(tmp_path: Path, tiny_folder: Path, capsys):
     flags = ("--model", "unet", "--freeze-encoder", *FLAGS, "--out", tmp_path / "a")
     assert run_script("train", "--data", tiny_folder, *flags) == 0
     torch.manual_seed(0)
-    start = ResNet18UNet(3).state_dict()
+    model = ResNet18UNet(3)
+    start = model.state_dict()
     trained = load_checkpoint(tmp_path / "a" / "last.pt")[0].state_dict()
     for name, value in start.items():
         if name.startswith("encoder."):
             assert torch.equal(value, trained[name]), name
     assert not torch.equal(start["classify.weight"], trained["classify.weight"])
+    total, frozen = (
+        sum(weight.numel() for weight in part.parameters()) for part in (model, model.encoder)
+    )
+    words = f"{total:,} parameters, {total - frozen:,} trained, {frozen:,} frozen"
+    assert f"ResNet18UNet, {words}; 3 steps" in capsys.readouterr().out
+    assert run_script("evaluate", tmp_path / "a" / "best.pt", "--out", tmp_path / "report") == 0
+    assert f"unet, {words}" in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--amp", pytest.param("--compile", marks=pytest.mark.slow)])

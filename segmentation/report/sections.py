@@ -197,14 +197,18 @@ def run_facts(entry: Entry) -> dict[str, str]:
         recipe = f"{meta['epoch']} epochs, batch {args['batch_size']}, learning rate {args['lr']}"
     elif "checkpoints" in args:
         recipe = f"weighted average of {in_words(args['checkpoints'])}"
-    hardware = software = "unknown"
+    hardware = software = code = "unknown"
     if machine := meta.get("environment"):
         hardware = hardware_of(machine)
         software = f"torch {machine['torch']}, Python {machine['python']}"
+        code = machine.get("code", code)  # older checkpoints name none
+    parameters = f"{entry.parameters:,} parameters"
+    if frozen := meta.get("parameter_counts", {}).get("frozen"):
+        parameters += f", {entry.parameters - frozen:,} trained, {frozen:,} frozen"
     seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
     return {
         "checkpoint": entry.path,
-        "model": f"{' '.join(names)}, {entry.parameters:,} parameters",
+        "model": f"{' '.join(names)}, {parameters}",
         "command": meta.get("command") or "unknown",
         "data": f"{data['root']} ({data['layout']}, {data['task']}): {counts} images",
         "size": size,
@@ -214,6 +218,7 @@ def run_facts(entry: Entry) -> dict[str, str]:
         "training time": "unknown" if seconds is None else duration(seconds),
         "hardware": hardware,
         "software": software,
+        "code": code,
     }
 
 

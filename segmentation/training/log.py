@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..distributed import rank
+from ..distributed import rank, say
+from ..hardware import GIB, peak_memory
 from ..recipes import Recipe
 from .clock import Clock
+from .frozen import count_parameters
 from .progress import Progress
 
 
@@ -21,14 +24,25 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
     pixels = data.pixel_counts["train"]
     total = sum(pixels)
     shares = [f"{c} {n / total:.1%}" for c, n in zip(data.classes, pixels, strict=True)]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     print(f"data: {data.layout}, {counts} images")
     print(f"train pixels: {', '.join(shares)}")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
     print(f"memory: {memory}")
-    print(f"model: {type(model).__name__}, {parameters:,} parameters; ", end="")
-    print(f"{steps} steps an epoch, files in {out}", flush=True)
+    print(f"model: {type(model).__name__}, {parameters['total']:,} parameters", end="")
+    if parameters["frozen"]:
+        print(", {trained:,} trained, {frozen:,} frozen".format(**parameters), end="")
+    print(f"; {steps} steps an epoch, files in {out}", flush=True)
+
+
+def say_dry_run(seconds: float, steps: int, device: torch.device) -> None:
+    """What steps of so many seconds mean. steps: of an epoch."""
+    say(
+        f"dry run: {seconds:.3g} s a step, {seconds * steps / 60:.3g} minutes an epoch of {steps} "
+        f"steps, validation not counted; {peak_memory(device) / GIB:.2f} GiB of memory at most; "
+        "nothing was trained or saved"
+    )
 
 
 def show_progress(

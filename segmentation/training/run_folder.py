@@ -25,6 +25,7 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
     "compile",
     "parallel",
     "out",
+    "dry_run",
 )
 
 
