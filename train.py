@@ -49,11 +49,10 @@ from segmentation.recipes import (
 )
 from segmentation.report.curves import curves_svg
 from segmentation.report.pictures import sample_sheet
-from segmentation.training.batches import check_batch, check_labelled, make_loader
 from segmentation.training.clock import Clock, Stopped
-from segmentation.training.dry_run import seconds_of_step
+from segmentation.training.dry_run import dry_run
 from segmentation.training.frozen import count_parameters, freeze, train_mode
-from segmentation.training.log import print_epoch, print_summary, say_dry_run, show_progress
+from segmentation.training.log import print_epoch, print_summary, show_progress
 from segmentation.training.parallel import (
     ParallelModel,
     distribute_model,
@@ -63,13 +62,9 @@ from segmentation.training.parallel import (
 )
 from segmentation.training.pipeline import Pipeline
 from segmentation.training.progress import HISTORY, Progress
-from segmentation.training.run import Run
-from segmentation.training.run_folder import (
-    open_run,
-    try_write,
-    write_config,
-)
+from segmentation.training.run_folder import Run, open_run, try_write, write_config
 from segmentation.training.step_loss import CountingLoss, LossOfStep
+from segmentation.training.workers import check_batch, check_labelled, make_loader
 
 
 @out_of_memory_is_bad_input("use --crop H W, a smaller --image-size or --batch-size, or --amp")
@@ -193,7 +188,7 @@ def main() -> None:
         print_summary(data, model, len(order), memory, out)
     if args.dry_run:
         step = partial(training_step, parallel, counting, optimizer, amp=args.amp)
-        say_dry_run(seconds_of_step(step, loader), len(order), device)
+        dry_run(step, loader, len(order), device)
         return
 
     # 8. Train.

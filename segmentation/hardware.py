@@ -113,19 +113,20 @@ def environment(device: torch.device) -> dict:
         "cores": os.cpu_count(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "code": code_version() if rank() == 0 else "unknown",  # one look, however many ranks
+        "code": code_version(),
     }
 
 
 def code_version() -> str:
     """The commit of the checkout that the scripts lie in and whether it is modified, else the
-    package's version. Whatever is missing for it stops no training.
+    package's version. Whatever is missing for it stops no training. The first rank alone looks.
     """
     root = Path(__file__).resolve().parents[1]
     # A pattern that no tag matches, so that the commit is named by its hash.
     ask = ["git", "describe", "--always", "--abbrev=40", "--match=-", "--dirty=, modified"]
     with suppress(OSError, subprocess.SubprocessError, ValueError):
-        if (root / ".git").exists():  # another project's checkout may hold an installed package
+        # Another project's checkout may hold an installed package.
+        if rank() == 0 and (root / ".git").exists():
             commit = subprocess.check_output(ask, cwd=root, stderr=subprocess.DEVNULL, timeout=30)
             return f"commit {commit.decode().strip()}"
     with suppress(metadata.PackageNotFoundError):

@@ -9,7 +9,7 @@ from PIL import Image
 from ..metrics import IGNORED
 
 LONGEST = 800  # pixels of the longer side of a picture in a report
-LONGEST_SAMPLE = 320  # and of one in samples.png, which has four side by side
+LONGEST_SHEET = 2048  # and of samples.png
 WRONG = (220, 0, 70)  # colours of `error_map`
 UNSCORED = (70, 76, 90)
 
@@ -69,24 +69,23 @@ def error_map(
 
 
 def sample_sheet(samples: list[dict], palette: list[list[int]]) -> Image.Image:
-    """Training samples, four a row, each image above its mask.
+    """Eight training samples, four a row, each image above its mask.
 
-    samples: 4, 8, ... of one size, with image uint8 3 x h x w and mask uint8 h x w.
+    samples: of one size, with image uint8 3 x h x w and mask uint8 h x w.
     """
     columns = []
     for sample in samples:
-        image = Image.fromarray(sample["image"].permute(1, 2, 0).numpy())
-        mask = palette_image(sample["mask"].numpy(), palette)
-        size = image.height, image.width
-        pair = [thumbnail(picture, size, LONGEST_SAMPLE) for picture in (image, mask)]
-        columns.append(np.concatenate([picture.convert("RGB") for picture in pair]))
-    rows = [np.concatenate(columns[i : i + 4], axis=1) for i in range(0, len(columns), 4)]
-    return Image.fromarray(np.concatenate(rows))
+        mask = palette_image(sample["mask"].numpy(), palette).convert("RGB")
+        columns.append(np.concatenate([sample["image"].permute(1, 2, 0), mask]))
+    rows = [np.concatenate(columns[first : first + 4], axis=1) for first in (0, 4)]
+    sheet = Image.fromarray(np.concatenate(rows))
+    sheet.thumbnail((LONGEST_SHEET, LONGEST_SHEET), Image.Resampling.NEAREST)
+    return sheet
 
 
-def thumbnail(image: Image.Image, size: tuple[int, int], longest: int = LONGEST) -> Image.Image:
-    """The image at `size` (height, width), or smaller: the longer side is at most `longest`."""
-    factor = min(1.0, longest / max(size))
+def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size` (height, width), or smaller: the longer side is at most LONGEST."""
+    factor = min(1.0, LONGEST / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
     smaller = width, height
     # Palette images keep their labels: Pillow samples them nearest, whatever filter is given.

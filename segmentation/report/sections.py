@@ -202,13 +202,11 @@ def run_facts(entry: Entry) -> dict[str, str]:
         hardware = hardware_of(machine)
         software = f"torch {machine['torch']}, Python {machine['python']}"
         code = machine.get("code", code)  # older checkpoints name none
-    parameters = f"{entry.parameters:,} parameters"
-    if frozen := meta.get("parameter_counts", {}).get("frozen"):
-        parameters += f", {entry.parameters - frozen:,} trained, {frozen:,} frozen"
     seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
     return {
         "checkpoint": entry.path,
-        "model": f"{' '.join(names)}, {parameters}",
+        "model": f"{' '.join(names)}, {entry.parameters:,} parameters",
+        "parameters": in_words(meta.get("parameter_counts", "unknown")),
         "command": meta.get("command") or "unknown",
         "data": f"{data['root']} ({data['layout']}, {data['task']}): {counts} images",
         "size": size,

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..distributed import rank, say
-from ..hardware import GIB, peak_memory
+from ..distributed import rank
 from ..recipes import Recipe
 from .clock import Clock
 from .frozen import count_parameters
@@ -34,15 +32,6 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
     if parameters["frozen"]:
         print(", {trained:,} trained, {frozen:,} frozen".format(**parameters), end="")
     print(f"; {steps} steps an epoch, files in {out}", flush=True)
-
-
-def say_dry_run(seconds: float, steps: int, device: torch.device) -> None:
-    """What steps of so many seconds mean. steps: of an epoch."""
-    say(
-        f"dry run: {seconds:.3g} s a step, {seconds * steps / 60:.3g} minutes an epoch of {steps} "
-        f"steps, validation not counted; {peak_memory(device) / GIB:.2f} GiB of memory at most; "
-        "nothing was trained or saved"
-    )
 
 
 def show_progress(

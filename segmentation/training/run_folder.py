@@ -1,17 +1,26 @@
-"""A run's folder: whether a run may start or go on in it, and its files."""
+"""A run: whether it may start or go on in a folder, its files, and what a checkpoint holds."""
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..checkpoint import read_checkpoint, save_checkpoint
-from ..distributed import all_reduce_sum, rank
+from ..distributed import all_reduce_sum, rank, say
 from ..errors import BadInput, writing
 from ..files import write_atomically
+from ..recipes import Recipe
+from .clock import Clock
+from .parallel import ParallelModel, whole_optimizer_state, whole_weights
+from .progress import Progress
+from .step_loss import CountingLoss
+from .workers import ignore_signals
 
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into 99
 FREE_ON_RESUME = (  # flags that a resumed run may change
@@ -107,3 +116,50 @@ def try_write(path: Path, write: Callable[[Path, Any], None], content: Any) -> b
         print(f"warning: {reason}", file=sys.stderr, flush=True)
         return False
     return True
+
+
+@dataclass
+class Run:
+    """A training under way: its folder, and all that its checkpoints hold."""
+
+    out: Path
+    about: dict  # what is the same in each of its checkpoints
+    recipe: Recipe
+    parallel: ParallelModel
+    criterion: CountingLoss
+    optimizer: Optimizer
+    scheduler: ReduceLROnPlateau
+    progress: Progress
+    clock: Clock
+
+    def save(self, name: str, scores: dict | None = None) -> bool:
+        """Collective: write a checkpoint with the keys of checkpoint.py. False if it cannot be."""
+        checkpoint = self.about | {
+            "model": whole_weights(self.parallel),
+            "epoch": self.progress.epoch,
+            "scores": scores,
+            "history": self.progress.history,
+            "seconds": self.clock.now(),
+        }
+        if name == "last.pt":
+            checkpoint["resume"] = {
+                "optimizer": whole_optimizer_state(self.parallel, self.optimizer),
+                "scheduler": self.scheduler.state_dict(),
+                "progress": self.progress.state(),
+                "confusion": self.criterion.whole_matrix(),
+            }
+        written = write_checkpoint(self.out / name, checkpoint)
+        self.clock.saved()
+        return written
+
+    def leave_resumable(self) -> None:
+        """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
+        epoch = self.progress.epoch + 1
+        if not self.save("last.pt"):
+            sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
+        say(f"interrupted in epoch {epoch}: the same command with --resume goes on")
+        ignore_signals()  # a second one during the interpreter's end would make it a failure
+        if torch.distributed.is_torchelastic_launched():
+            (self.out / MARKER).touch()
+            return
+        sys.exit(99)
