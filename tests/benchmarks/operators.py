@@ -3,8 +3,8 @@
     python tests/benchmarks/operators.py
 
 Prints two tables, counted on tests/accelerator.py: what waits, and the operators of a training step
-beside those of the peers, and over ranks. All with this project's Tversky loss. Views do not count;
-an operator may be several kernels.
+beside those of the peers, and over ranks. All with this project's Tversky loss, and its count of what
+is predicted. Views do not count; an operator may be several kernels.
 """
 
 import io
@@ -31,6 +31,7 @@ from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.evaluation.scoring import score_split
 from segmentation.evaluation.weight_search import fit_weights
 from segmentation.training.parallel import distribute_model
+from segmentation.training.step_loss import CountingLoss
 
 CUDA = torch.device("cuda", 0)
 CLASSES, RANKS, SIDE = 3, 4, 64
@@ -85,7 +86,7 @@ def main() -> None:
 def operators(model: nn.Module, count: int, amp: bool = False) -> list[int]:
     """Of the forward, the loss, the backward and the optimizer of a step."""
     with ranks(count) if count > 1 else nullcontext(), Pretended() as seen:
-        criterion = TverskyLoss()
+        criterion = CountingLoss(TverskyLoss(), CLASSES, images=2).to(CUDA)
         parallel = (
             distribute_model(model.to(CUDA), "ddp", CUDA, criterion)
             if count > 1
