@@ -3,8 +3,8 @@
     python tests/benchmarks/operators.py
 
 Prints two tables, counted on tests/accelerator.py: what waits, and the operators of a training step
-beside those of the peers, and over ranks. All with this project's Tversky loss, and its count of what
-is predicted. Views do not count; an operator may be several kernels.
+beside those of the peers, and over ranks. All with this project's Tversky loss, and its count of
+what is predicted. Views do not count; an operator may be several kernels.
 """
 
 import io
