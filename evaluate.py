@@ -151,7 +151,8 @@ def write_json(file: str, entries: list[Entry]) -> None:
 def choose_split(data: SegmentationDataset, split: str) -> str:
     """The split asked for, or val where the set has no test images. BadInput where it is empty."""
     if split == "test" and not data.splits["test"]:
-        sentence = "the data set has no test images: scores are on val, which chose the checkpoint"
+        why = "scores are on val, on which the checkpoint was chosen"
+        sentence = f"the data set has no test images: {why}"
         distributed.say(sentence)
         split = "val"
     if not data.splits[split]:

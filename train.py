@@ -5,8 +5,9 @@
     torchrun --nproc_per_node=4 train.py --model segformer    # four GPUs, the same flags
     python train.py ... --resume                              # go on where the run stopped
 
-The defaults are the recipe of the student deck this project follows: Tversky loss 0.3 / 0.7, Adam,
-reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more in the same minutes.
+The defaults are the recipe of the student project that this one follows ("the deck"): Tversky loss
+0.3 / 0.7, Adam, reduce on plateau, 600 augmented samples an epoch; `--recipe fast` learns more in
+the same minutes.
 The batch size is global: N ranks compute what one computes.
 """
 
@@ -139,7 +140,7 @@ def main() -> None:
     needed = step_memory(
         model,
         criterion,
-        recipe.batch_size / ranks,  # in a pipeline, of the mean rank
+        recipe.batch_size / ranks,  # a pipeline's ranks share the memory: this is their mean
         samples.size,
         amp=args.amp,
         compiled=args.compile,
@@ -163,7 +164,7 @@ def main() -> None:
         progress = Progress(**resume["progress"], history=saved["history"])
         counting.go_on_from(resume.get("confusion"))
 
-    # 7. What its checkpoints hold: see checkpoint.py for these keys and those that `save` adds.
+    # 7. What every checkpoint of this run holds; checkpoint.py lists the keys.
     about = {
         "config": config,
         "classes": data.classes,
@@ -211,7 +212,7 @@ def start_model(
     init: list[str] | None,
     encoder_weights: str | list[str],
 ) -> Start:
-    """A fresh run's model: of the files `init`, or random but for its encoders' weights."""
+    """A fresh run's model: of the files `init`, or random except for its encoders' weights."""
     if init:
         held_out = {*data.splits["val"], *data.splits["test"]}
         return start_from(init, name, data.classes, held_out, data.root, segformer)
@@ -235,7 +236,7 @@ def train_epochs(
     steps = len(order)
 
     def divisor_at(step: int) -> int:
-        """Ranks ask when they order a step's samples, after the same poll, so they agree."""
+        """All ranks call it after the same poll, so they get the same answer."""
         share = progress.share(step, steps, recipe.epochs, clock.time_used())
         return sample_divisor(recipe, share)
 
@@ -263,9 +264,10 @@ def train_epochs(
 
 
 def train_one_epoch(run: Run, loader: DataLoader, amp: bool) -> float:
-    """From progress.step to the end of the epoch or of the time; the share spent waiting for data.
+    """Train from progress.step to the end of the epoch or of the time.
 
-    Collective. Raises Stopped after a signal, `run.progress` complete.
+    Collective. Gives the share of the time that was spent waiting for data. Raises Stopped after a
+    signal, `run.progress` complete.
     """
     recipe, progress, clock = run.recipe, run.progress, run.clock
     device = next(run.parallel.parameters()).device
@@ -284,7 +286,7 @@ def train_one_epoch(run: Run, loader: DataLoader, amp: bool) -> float:
         loss = training_step(run.parallel, run.criterion, run.optimizer, batch, amp)
         progress.loss_sum += loss
         progress.step += 1
-        if before:  # the device has this step to work on: it never waits for the host
+        if before:  # this step is queued, so the device works while the host looks at the last loss
             before.check()
             show_progress(progress, steps, recipe, before.loss, clock)
         before = LossOfStep(loss, batch["name"])

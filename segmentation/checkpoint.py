@@ -106,7 +106,7 @@ def is_checkpoint(content: Any) -> bool:
 def read_checkpoint(path: str | Path) -> dict:
     """The plain dict of a checkpoint, on the CPU.
 
-    BadInput for a file that is missing, damaged, foreign or hostile.
+    BadInput for a file that is missing, damaged, no checkpoint, or one with code in it.
     """
     checkpoint = read_plain(Path(path))
     if not is_checkpoint(checkpoint):

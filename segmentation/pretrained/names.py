@@ -12,8 +12,8 @@ from ..models.mix_transformer import VARIANTS
 from .files import shorten
 
 # Columns: the name here, in Hugging Face's files, in transformers' own modules since version 5, in
-# NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a + b": two layers there make
-# one here.
+# NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a + b": two layers of that
+# file are concatenated into one here.
 STAGE_LAYERS = (
     (
         "stages.{i}.merging.merge",

@@ -153,7 +153,7 @@ class Run:
         return written
 
     def leave_resumable(self) -> None:
-        """Save and end with code 99; under torchrun, which hides it, leave a marker and return."""
+        """Save and exit with 99; under torchrun, which hides codes, leave a marker and return."""
         epoch = self.progress.epoch + 1
         if not self.save("last.pt"):
             sys.exit(f"error: interrupted in epoch {epoch}, and the last save failed")
