@@ -157,7 +157,7 @@ def local_ranks() -> int:
 
 
 def usual_workers(device: torch.device) -> int:
-    """Processes that prepare samples, where nobody said how many: one worker is too slow for a GPU."""
+    """Processes that prepare samples, by default. One is too slow for a GPU."""
     if device.type != "cuda":
         return 1
     cores = os.cpu_count() or 1
