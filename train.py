@@ -63,7 +63,13 @@ from segmentation.training.parallel import (
 )
 from segmentation.training.pipeline import Pipeline
 from segmentation.training.progress import HISTORY, Progress
-from segmentation.training.run_folder import Run, open_run, try_write, write_config
+from segmentation.training.run_folder import (
+    Run,
+    check_classes,
+    open_run,
+    try_write,
+    write_config,
+)
 from segmentation.training.step_loss import CountingLoss, LossOfStep
 from segmentation.training.workers import check_batch, check_labelled, make_loader
 
@@ -101,6 +107,8 @@ def main() -> None:
         )
     )
     check_labelled(data)
+    if saved:
+        check_classes(saved, data.classes, out / "last.pt")
     samples = TrainingSamples(
         data,
         "train",
@@ -179,10 +187,11 @@ def main() -> None:
     }
     run = Run(out, about, recipe, parallel, counting, optimizer, scheduler, progress, clock)
     if distributed.rank() == 0:
-        write_config(out, about)
-        if saved:
+        if not args.dry_run:
+            write_config(out, about)
+        if saved and not args.dry_run:
             write_history(run)
-        else:
+        if not saved:
             spread = [samples[0, i * len(samples) // 8, 1] for i in range(8)]
             sheet = sample_sheet(spread, data.palette)
             try_write(out / "samples.png", lambda path, image: image.save(path), sheet)

@@ -232,7 +232,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
     add("--resume", action="store_true", help="go on from last.pt in --out, if it is there")
-    add("--dry-run", action="store_true", help="measure a few steps, train and save nothing")
+    add("--dry-run", action="store_true", help="measure a few steps; writes samples.png alone")
     add(
         "--save-every",
         type=positive_float,

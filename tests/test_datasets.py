@@ -336,6 +336,19 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
         open_dataset(**stored)
 
 
+def test_a_reopened_set_has_the_names_of_its_own_classes(tmp_path):
+    """Other names, or the same in another order, are refused though every file is where it was."""
+    write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 16, 2)
+    table = tmp_path / "data/classes.csv"
+    table.write_text("0,sky,1,1,1\n1,road,2,2,2\n")
+    data = open_dataset(str(tmp_path / "data"))
+    meta = {"data": data.describe(), "classes": data.classes, "palette": data.palette}
+    assert datasets.reopen_dataset(meta).classes == ["sky", "road"]
+    table.write_text("0,road,2,2,2\n1,sky,1,1,1\n")
+    with pytest.raises(BadInput, match="2 classes road, sky, the checkpoint knows 2: sky, road"):
+        datasets.reopen_dataset(meta)
+
+
 def test_a_reopened_set_counts_the_checkpoints_classes(tmp_path):
     write_pairs(tmp_path / "data/images", tmp_path / "data/masks", 16, 3)
     data = open_dataset(str(tmp_path / "data"))

@@ -144,6 +144,20 @@ def test_a_held_folder_is_refused_and_torchrun_restarting_implies_resume(
     assert_same_run(out, undisturbed)
 
 
+def test_other_names_of_classes_are_refused(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_folder, data)
+    shutil.copytree(undisturbed, out)
+    checkpoint = read_checkpoint(out / "last.pt")
+    checkpoint["data"]["root"] = checkpoint["args"]["data"] = str(data)
+    save_checkpoint(out / "last.pt", checkpoint)
+    (data / "classes.csv").write_text("0,sky,1,1,1\n1,tree,2,2,2\n2,road,3,3,3\n")
+    assert train(data, out, "--resume", output=tmp_path / "said") == 2
+    assert "last.pt was trained with the classes 0, 1, 2, the data have sky, tree, road" in (
+        tmp_path / "said"
+    ).read_text().replace("\n", " ")
+
+
 def test_workers_change_no_bit(tiny_folder: Path, undisturbed: Path, tmp_path: Path):
     assert train(tiny_folder, tmp_path / "run", "--workers", 2) == 0
     assert_same_run(tmp_path / "run", undisturbed)

@@ -300,7 +300,7 @@ def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> Segmentat
             described["splits"] = None
     data = open_dataset(root, **described)
     classes = meta["classes"]
-    if described["splits"] is not None and len(data.classes) <= len(classes):
+    if described["splits"] is not None and data.classes == classes[: len(data.classes)]:
         # Without classes.csv the classes are those that masks hold; these may lack the last ones.
         data = replace(data, classes=classes, palette=meta["palette"])
     if data.classes != classes:

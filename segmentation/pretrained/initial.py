@@ -85,6 +85,9 @@ def start_from(
                 f"{file} was trained on {len(seen)} of the images that score this run: "
                 "use its --seed"
             )
+        # b0, the flag's default, asks for nothing.
+        if segformer["variant"] not in ("b0", config.get("variant")):
+            raise BadInput(f"{file} holds no SegFormer-{segformer['variant']}: leave out --variant")
         if not weights.checkpoint:
             meta["config"] = config | {key: segformer[key] for key in ("drop_path", "dropout")}
         if kind != "uformer":

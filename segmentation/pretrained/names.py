@@ -155,7 +155,8 @@ def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
 
 def foreign(expected: str, state: dict[str, Tensor], path: Path) -> BadInput:
     """The refusal of another model altogether."""
-    return BadInput(f"{path} is no {expected}: it holds {shorten(list(state), 3)}")
+    held = shorten(list(state), 3)
+    return BadInput(f"{path} is no {expected}: it holds {held}; give another, or another --model")
 
 
 def translate(

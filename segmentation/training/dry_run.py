@@ -28,5 +28,5 @@ def dry_run(
     say(
         f"dry run: {seconds:.3g} s a step, {seconds * steps / 60:.3g} minutes an epoch of {steps} "
         f"steps, validation not counted; {peak_memory(device) / GIB:.2f} GiB of memory at most; "
-        "nothing was trained or saved"
+        "nothing was trained"
     )

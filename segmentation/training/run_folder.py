@@ -62,6 +62,16 @@ def open_run(out: Path, args: dict) -> dict | None:
     return saved
 
 
+def check_classes(saved: dict, classes: list[str], last: Path) -> None:
+    """BadInput unless the data have the classes of `saved`, the checkpoint `last`."""
+    known = saved["classes"]
+    if classes != known:
+        raise BadInput(
+            f"{last} was trained with the classes {', '.join(known)}, "
+            f"the data have {', '.join(classes)}: use the same, or another --out"
+        )
+
+
 def check_settings(saved: dict, args: dict, last: Path) -> None:
     """BadInput unless `saved`, the checkpoint `last`, is of a run with the same settings."""
     if not {"resume", "args", "data", "encoder_weights"} <= saved.keys():
