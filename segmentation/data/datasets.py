@@ -300,7 +300,8 @@ def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> Segmentat
             described["splits"] = None
     data = open_dataset(root, **described)
     classes = meta["classes"]
-    if described["splits"] is not None and data.classes == classes[: len(data.classes)]:
+    numbers = [str(label) for label, _ in enumerate(classes)]
+    if described["splits"] is not None and data.classes == numbers[: len(data.classes)]:
         # Without classes.csv the classes are those that masks hold; these may lack the last ones.
         data = replace(data, classes=classes, palette=meta["palette"])
     if data.classes != classes:
