@@ -189,8 +189,8 @@ def main() -> None:
     if distributed.rank() == 0:
         if not args.dry_run:
             write_config(out, about)
-        if saved and not args.dry_run:
-            write_history(run)
+            if saved:
+                write_history(run)
         if not saved:
             spread = [samples[0, i * len(samples) // 8, 1] for i in range(8)]
             sheet = sample_sheet(spread, data.palette)

@@ -108,7 +108,11 @@ def read_checkpoint(path: str | Path) -> dict:
 
     BadInput for a file that is missing, damaged, no checkpoint, or one with code in it.
     """
-    checkpoint = read_plain(Path(path))
+    return checked(read_plain(Path(path)), path)
+
+
+def checked(checkpoint: Any, path: str | Path) -> dict:
+    """What `read_plain` gave, in the present format. BadInput if it is no checkpoint."""
     if not is_checkpoint(checkpoint):
         raise BadInput(
             f"{path} holds no checkpoint of this project: "
@@ -137,7 +141,12 @@ def upgrade(checkpoint: dict) -> None:
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
     """A checkpoint's model, in eval mode on the CPU, and its dict without the weights."""
-    meta = read_checkpoint(path)
+    return model_and_meta(read_plain(Path(path)), path)
+
+
+def model_and_meta(content: Any, path: str | Path) -> tuple[nn.Module, dict]:
+    """`load_checkpoint` of what `read_plain` gave, which it changes."""
+    meta = checked(content, path)
     model = restore_model(meta, path)
     del meta["model"]
     return model.eval(), meta

@@ -49,3 +49,39 @@ def refused(*parts: str):
 
 def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def nvlabs(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Hugging Face's names and tensors, old naming, back into those of NVlabs' framework."""
+    numbered = {
+        "segformer.encoder.patch_embeddings.{i}": "backbone.patch_embed{n}",
+        "segformer.encoder.layer_norm.{i}.": "backbone.norm{n}.",
+        "segformer.encoder.block.{i}": "backbone.block{n}",
+        "decode_head.linear_c.{i}": "decode_head.linear_c{n}",
+    }
+    words = {
+        "layer_norm_": "norm",
+        "layer_norm": "norm",
+        "attention.self.query": "attn.q",
+        "attention.self.key": "attn.kv",
+        "attention.self": "attn",
+        "attention.output.dense": "attn.proj",
+        "mlp.dense": "mlp.fc",
+        "linear_fuse": "linear_fuse.conv",
+        "batch_norm": "linear_fuse.bn",
+        "decode_head.classifier": "decode_head.linear_pred",
+        "classifier": "head",
+    }
+    original = {}
+    for name, tensor in state.items():
+        if ".self.value." in name:
+            continue
+        if ".self.key." in name:
+            tensor = torch.cat((tensor, state[name.replace(".key.", ".value.")]))
+        for theirs, originally in numbered.items():
+            for i in range(4):
+                name = name.replace(theirs.format(i=i), originally.format(n=i + 1))
+        for theirs, originally in words.items():
+            name = name.replace(theirs, originally)
+        original[name] = tensor
+    return original

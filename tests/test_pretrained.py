@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import pickle
-import re
 import socket
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from references import reference_config, refused, shuffled
+from references import nvlabs, reference_config, refused, shuffled
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
@@ -38,38 +37,6 @@ def classifier(tmp_path_factory) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, legacy_state(model, tmp_path_factory.mktemp("mit-b0"))
 
 
-def nvlabs(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Hugging Face's names and tensors back into those of NVlabs' file."""
-    original = {}
-    for name, tensor in state.items():
-        if name.endswith(("self.value.weight", "self.value.bias")):
-            continue
-        if name.endswith(("self.key.weight", "self.key.bias")):
-            tensor = torch.cat((tensor, state[name.replace(".key.", ".value.")]))
-        name = re.sub(
-            r"segformer\.encoder\.patch_embeddings\.(\d)",
-            lambda m: f"patch_embed{int(m[1]) + 1}",
-            name,
-        )
-        name = re.sub(
-            r"segformer\.encoder\.layer_norm\.(\d)", lambda m: f"norm{int(m[1]) + 1}", name
-        )
-        name = re.sub(r"segformer\.encoder\.block\.(\d)", lambda m: f"block{int(m[1]) + 1}", name)
-        for theirs, originally in {
-            "layer_norm_": "norm",
-            "layer_norm": "norm",
-            "attention.self.query": "attn.q",
-            "attention.self.key": "attn.kv",
-            "attention.self": "attn",
-            "attention.output.dense": "attn.proj",
-            "mlp.dense": "mlp.fc",
-            "classifier": "head",
-        }.items():
-            name = name.replace(theirs, originally)
-        original[name] = tensor
-    return original
-
-
 def test_an_encoder_alone_is_no_segformer(classifier, tmp_path):
     torch.save(classifier[1], tmp_path / "mit.bin")
     with refused("decode_head.classifier", "--encoder-weights"):
@@ -90,7 +57,7 @@ def test_mit_features_are_those_of_transformers(layout, classifier, tmp_path):
         "hugging face": state,
         "hugging face without prefix": {k.removeprefix("segformer."): v for k, v in state.items()},
         "transformers 5": model.state_dict(),
-        "nvlabs": nvlabs(state),
+        "nvlabs": {name.removeprefix("backbone."): value for name, value in nvlabs(state).items()},
     }[layout]
     torch.save(state, tmp_path / "mit.pth")
     reference = transformers.SegformerForImageClassification(reference_config("b0"))

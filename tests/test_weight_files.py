@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from references import reference_config, refused, shuffled
+from references import nvlabs, reference_config, refused, shuffled
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -62,37 +62,7 @@ def encoder(published) -> State:
 
 def nvlabs_whole(state: State) -> State:
     """A whole SegFormer as NVlabs' framework names it, with the classifier it never calls."""
-    names = {
-        "segformer.encoder.patch_embeddings.{i}": "backbone.patch_embed{n}",
-        "segformer.encoder.layer_norm.{i}.": "backbone.norm{n}.",
-        "segformer.encoder.block.{i}": "backbone.block{n}",
-        "decode_head.linear_c.{i}": "decode_head.linear_c{n}",
-    }
-    words = {
-        "layer_norm_": "norm",
-        "layer_norm": "norm",
-        "attention.self.query": "attn.q",
-        "attention.self.key": "attn.kv",
-        "attention.self": "attn",
-        "attention.output.dense": "attn.proj",
-        "mlp.dense": "mlp.fc",
-        "linear_fuse": "linear_fuse.conv",
-        "batch_norm": "linear_fuse.bn",
-        "classifier": "linear_pred",
-    }
-    original = {"decode_head.conv_seg.weight": torch.zeros(5, 128, 1, 1)}
-    for name, tensor in state.items():
-        if ".self.value." in name:
-            continue
-        if ".self.key." in name:
-            tensor = torch.cat((tensor, state[name.replace(".key.", ".value.")]))
-        for theirs, originally in names.items():
-            for i in range(4):
-                name = name.replace(theirs.format(i=i), originally.format(n=i + 1))
-        for theirs, originally in words.items():
-            name = name.replace(theirs, originally)
-        original[name] = tensor
-    return original
+    return {"decode_head.conv_seg.weight": torch.zeros(5, 128, 1, 1), **nvlabs(state)}
 
 
 # --- forms ---

@@ -49,15 +49,30 @@ NO_LICENCE = "none: trained from random numbers"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file, or the shards of one, hold.
-
-    record: source, path, sha256 (of each shard) and licence, for a checkpoint.
-    """
+    """What a file, or the shards of one, hold."""
 
     path: Path  # the file, or the index of its shards
+    files: list[Path]
     tensors: dict[str, Tensor]
-    record: dict[str, Any]
     checkpoint: dict | None = None  # the whole file, if it is of this project
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """source, path, sha256 (of each shard) and licence, for a checkpoint. Reads the files."""
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files]
+        about: dict[str, Any] = {
+            "source": "file",
+            "path": str(self.path),
+            "sha256": digests[0] if len(digests) == 1 else digests,
+            "licence": stated_licence(self.path.parent),
+        }
+        if not self.checkpoint:
+            return about
+        earlier = self.checkpoint.get("encoder_weights") or {}
+        stated = [
+            each.get("licence", FILE_LICENCE) for each in earlier.get("members", [earlier]) if each
+        ]
+        return about | {"licence": "; ".join(stated) or NO_LICENCE, "trained_from": earlier or None}
 
 
 def open_weights(source: str | Path) -> Weights:
@@ -68,25 +83,12 @@ def open_weights(source: str | Path) -> Weights:
     path = weights_file(Path(source))
     files = shards_of(path) if path.name.endswith(INDEX) else [path]
     contents = [read_file(file) for file in files]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    record: dict[str, Any] = {
-        "source": "file",
-        "path": str(path),
-        "sha256": digests[0] if len(digests) == 1 else digests,
-        "licence": stated_licence(path.parent),
-    }
-    checkpoint = contents[0]
-    if is_checkpoint(checkpoint):
-        earlier = checkpoint.get("encoder_weights") or {}
-        stated = [
-            each.get("licence", FILE_LICENCE) for each in earlier.get("members", [earlier]) if each
-        ]
-        record |= {"licence": "; ".join(stated) or NO_LICENCE, "trained_from": earlier or None}
-        return Weights(path, checkpoint["model"], record, checkpoint)
+    if is_checkpoint(contents[0]):
+        return Weights(path, files, contents[0]["model"], contents[0])
     tensors: dict[str, Tensor] = {}
     for file, content in zip(files, contents, strict=True):
         tensors |= table_of(content, file)
-    return Weights(path, without_prefixes(tensors), record)
+    return Weights(path, files, without_prefixes(tensors))
 
 
 def weights_file(path: Path) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import model_and_meta
 from ..distributed import say
 from ..errors import BadInput
 from ..models import build_model
@@ -51,7 +51,7 @@ def load_model(source: str | Path | Weights) -> tuple[nn.Module, dict]:
     """A checkpoint's model and dict, see `load_checkpoint`; or those of a published SegFormer."""
     weights = source if isinstance(source, Weights) else open_weights(source)
     if weights.checkpoint:
-        return load_checkpoint(weights.path)
+        return model_and_meta(weights.checkpoint, weights.path)
     return published_checkpoint(weights)
 
 
