@@ -92,6 +92,8 @@ def training_arguments(description: str) -> Namespace:
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
     check_training(parser, args)
+    if isinstance(args.encoder_weights, list) and len(args.encoder_weights) == 1:
+        [args.encoder_weights] = args.encoder_weights
     if not args.init:
         args.decoder = args.decoder or "conv"
     args.max_minutes = args.max_minutes or None
@@ -108,7 +110,9 @@ def recipe_of(args: Namespace) -> Recipe:
 
 def row_of(args: Namespace) -> Recipe:
     """The row of the recipe that was asked for, as it is for this model, data and start."""
-    trained = bool(args.init) or args.encoder_weights not in ("none", ["none"])
+    sources = args.encoder_weights
+    sources = [sources] if isinstance(sources, str) else sources
+    trained = bool(args.init) or any(source != "none" for source in sources)
     return recipe_for(args.recipe, args.model, args.data, trained)
 
 
@@ -265,7 +269,6 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
                 "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
                 "files, the U-Net's and the SegFormer's"
             )
-        args.encoder_weights = sources[0] if len(sources) == 1 else sources
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
 
