@@ -263,12 +263,12 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
     if checkpoints == 1 and is_uformer:
         parser.error("--init takes two checkpoints or more for --model uformer, one a member")
     sources = args.encoder_weights
-    if isinstance(sources, list):
-        if len(sources) != 1 + is_uformer and sources not in (["imagenet"], ["none"]):
-            parser.error(
-                "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
-                "files, the U-Net's and the SegFormer's"
-            )
+    one_for_all = isinstance(sources, str) or sources in (["imagenet"], ["none"])
+    if not one_for_all and len(sources) != 1 + is_uformer:
+        parser.error(
+            "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
+            "files, the U-Net's and the SegFormer's"
+        )
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
 
