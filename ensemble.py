@@ -43,7 +43,9 @@ def main() -> None:
     check_members(args.checkpoints, metas, args.data)
     if args.out:
         distributed.first_rank_first(lambda: check_out(Path(args.out), args.checkpoints))
-    data = distributed.first_rank_first(lambda: reopen_dataset(metas[0], args.data))
+    data = distributed.first_rank_first(
+        lambda: reopen_dataset(metas[0], args.data, ("val", "test"))
+    )
     members = [model.to(device) for model in models]
     loss = shared_loss(metas)
 
@@ -231,7 +233,7 @@ def describe_average(
         },
         "classes": data.classes,
         "palette": data.palette,
-        "data": data.describe(),
+        "data": data.describe() | {"splits": metas[0]["data"]["splits"] | data.splits},
         "loss": metas[0]["loss"],
         "epoch": 0,
         "history": [],

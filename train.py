@@ -202,6 +202,7 @@ def main() -> None:
         return
 
     # 8. Train.
+    clock.note_interrupts()
     try:
         how = Prediction(amp=args.amp)
         written = train_epochs(run, model, data, order, loader, how)
@@ -392,7 +393,7 @@ def write_history(run: Run) -> bool:
     rows = [HISTORY, *([row.get(column) for column in HISTORY] for row in history)]
     curves = curves_svg({run.out.resolve().name: history})
     written = try_write(run.out / "history.csv", write_csv, rows)
-    drawn = try_write(run.out / "curves.svg", write_atomically, curves.encode())
+    drawn = try_write(run.out / "curves.svg", write_atomically, curves)
     return written and drawn
 
 

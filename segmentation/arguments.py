@@ -285,9 +285,9 @@ def evaluation_arguments(description: str) -> Namespace:
     add_scoring_flags(parser)
     add(
         "--split",
-        choices=["test", "val", "train"],
-        default="test",
-        help="of the images to score; val where there is no test",
+        choices=["test", "val", "train", "all"],
+        help="of the images to score (default: test, or val where there is no test; "
+        "all of a set that is not the checkpoint's own)",
     )
     add("--json", metavar="FILE", help="write all scores to this file")
     add(

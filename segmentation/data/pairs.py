@@ -29,17 +29,19 @@ class Pair(NamedTuple):
 
 def read_pair(
     root: Path,
-    name: str,
-    mask_name: str,
+    masks: dict[str, str],
     table: ndarray,
     colours: dict[int, int] | None,
     size: Size | None,
+    name: str,
 ) -> Pair | list[str]:
     """The cache entries of a pair, made now where missing; or all that is wrong with it.
 
-    name, mask_name: the two files, below root. table: see `label_table`; colours: see `ClassTable`.
-    size: the image is resized to it; None: it keeps its own, as masks always do.
+    masks: image -> mask, as names below root; name: one of the images. table: see `label_table`;
+    colours: see `ClassTable`. size: the image is resized to it; None: it keeps its own, as masks
+    always do.
     """
+    mask_name = masks[name]
     image_file = root / name
     mask_file = root / mask_name
     try:
@@ -102,18 +104,18 @@ def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
     )
 
 
-def _file_key(path: Path) -> tuple[str, int, int]:
-    """A file's path, size in bytes and time of change, which change with its content."""
+def _file_key(path: Path) -> tuple[str | int, ...]:
+    """What changes with a file's content, even where archives give all files one time."""
     stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def render_pair(
     version: str,
     seed: int,
-    name: str,
     size: Size,
     table: ndarray,
+    name: str,
 ) -> Pair:
     """The cache entries of a scene, made now where missing.
 
@@ -131,4 +133,4 @@ def render_pair(
     if record is None:
         mask = table.astype(np.uint8)[load_array(ids_entry)]
         record = store(mask_entry, mask, counts=histogram(mask))
-    return Pair(image_entry, mask_entry, "", record["counts"])
+    return Pair(image_entry, mask_entry, name, record["counts"])

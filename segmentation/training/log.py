@@ -15,6 +15,8 @@ from .clock import Clock
 from .frozen import count_parameters
 from .progress import Progress
 
+MUCH = 0.2  # of all pixels, a share worth a warning if it is ignored
+
 
 def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Path) -> None:
     """Print what is trained on what. data: a SegmentationDataset; memory: of `check_memory`."""
@@ -22,9 +24,14 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
     pixels = data.pixel_counts["train"]
     total = sum(pixels)
     shares = [f"{c} {n / total:.1%}" for c, n in zip(data.classes, pixels, strict=True)]
+    ignored = data.ignored_share("train")
+    if ignored:
+        shares.append(f"and {ignored:.1%} of all pixels ignored")
     parameters = count_parameters(model)
     print(f"data: {data.layout}, {counts} images")
     print(f"train pixels: {', '.join(shares)}")
+    if ignored > MUCH:
+        print("warning: so much is ignored (255); where it is a class, say --label-map 255=NUMBER")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
     print(f"memory: {memory}")

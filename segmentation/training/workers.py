@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import BadInput
+from ..models.layers import SMALLEST_SIDE
 from .clock import SIGNALS
 
 PRELOADED = "segmentation.data.samples"  # imported once, by the process that workers fork from
@@ -53,7 +54,12 @@ def check_labelled(data: Any) -> None:
 
 
 def check_batch(images: int, height: int, width: int) -> None:
-    """BadInput if the deepest map is one pixel of one image: BatchNorm needs two values or more."""
+    """BadInput if no model takes these samples, or BatchNorm would get a single value of each."""
+    if min(height, width) < SMALLEST_SIDE:
+        raise BadInput(
+            f"samples of {height} x {width} pixels are too small: "
+            f"use --crop {SMALLEST_SIDE} {SMALLEST_SIDE}, which pads, or --image-size"
+        )
     if images == 1 and max(height, width) <= 32:
         raise BadInput(
             f"--batch-size 1 of {height} x {width} pixels leaves BatchNorm a single value to "
