@@ -52,6 +52,14 @@ def main() -> None:
     # Weights
     folds: list[list[str]] = []
     fits: list[Fit] = []
+    if not data.splits["val"] and not args.weights:
+        if args.search or args.per_class or not data.splits["test"]:
+            raise BadInput(
+                f"{data.root}: no val images are left to find weights on (--fit-all): "
+                "give --weights, and data with test images"
+            )
+        distributed.say("no val images are left to find weights on: they are equal")
+        args.weights = [1.0] * len(members)
     if not args.weights:
         folds = folds_of(data)
         fits = fit_weights(members, data, folds, how, per_class=args.per_class)
@@ -127,13 +135,15 @@ def choose_average(
     data: SegmentationDataset,
     how: Prediction,
     loss: dict[str, float],
-) -> tuple[UFormer, dict]:
-    """The UFormer of the given or the fitted weights, and its scores on val.
+) -> tuple[UFormer, dict | None]:
+    """The UFormer of the given or the fitted weights, and its scores on val, if there is one.
 
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
     average = mix(members, given or fits[0].weights)
+    if not data.splits["val"]:
+        return average, None
     scores = score_split(average, data, "val", how, **loss)
     if fits and (scores["miou"] or 0.0) < max(fits[0].members):
         average = mix(members, fits[0].best_member())
@@ -211,7 +221,7 @@ def gpus(environment: dict) -> int:
 
 def describe_average(
     average: UFormer,
-    scores: dict,
+    scores: dict | None,
     data: SegmentationDataset,
     paths: list[str],
     metas: tuple[dict, ...],

@@ -163,7 +163,10 @@ def split_of(data: SegmentationDataset, asked: str | None) -> str:
     [split] = data.splits
     count = len(data.splits[split])
     if not count:
-        raise BadInput(f"{data.root}: the {split} split is empty: choose another with --split")
+        trained = ": its images were trained on (--fit-all)" if split == "val" else ""
+        raise BadInput(
+            f"{data.root}: the {split} split is empty{trained}; choose another with --split"
+        )
     if not asked and split == "val":
         why = "scores are on val, on which the checkpoint was chosen"
         distributed.say(f"the data set has no test images: {why}")

@@ -79,6 +79,11 @@ class SegmentationDataset:
             raise BadInput(f"{self.root}: {'; '.join(pair)}")
         return load_array(getattr(pair, kind))
 
+    def without_val(self) -> "SegmentationDataset":
+        """The same images, those of val moved to train."""
+        both = [*self.splits["train"], *self.splits["val"]]
+        return replace(self, splits=self.splits | {"train": both, "val": []})
+
     def ignored_share(self, split: str) -> float:
         """The share of the pixels of a split's masks that no class has."""
         counts = _count_labels(self.pairs[name] for name in self.splits[split])

@@ -64,10 +64,15 @@ def print_epoch(progress: Progress, epochs: int, data_wait: float) -> None:
     """Print the last epoch's line. data_wait: the share of its time spent waiting for data."""
     row = progress.history[-1]
     start = "\r" if sys.stdout.isatty() else ""
+    val = ""
+    if row["val_loss"] is not None:
+        val = (
+            f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  "
+            f"mPA {row['val_mpa']:.4f}  best {progress.best_miou:.4f}  "
+        )
     print(
         f"{start}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  "
-        f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  mPA {row['val_mpa']:.4f}  "
-        f"best {progress.best_miou:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  "
+        f"{val}lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  "
         f"{row['seconds']:.0f} s  {data_wait:.1%} waiting for data",
         flush=True,
     )

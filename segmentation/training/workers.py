@@ -47,7 +47,7 @@ def worker_context(device: torch.device, workers: int) -> BaseContext | None:
 def check_labelled(data: Any) -> None:
     """BadInput if train or val has no labelled pixel. data: a SegmentationDataset."""
     for split in ("train", "val"):
-        if not any(data.pixel_counts[split]):
+        if data.splits[split] and not any(data.pixel_counts[split]):
             raise BadInput(
                 f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
             )
