@@ -24,7 +24,7 @@ from segmentation.arguments import command_line, evaluation_arguments
 from segmentation.data.classes import numbered_classes
 from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
 from segmentation.data.images import read_image
-from segmentation.data.layouts import SUFFIXES
+from segmentation.data.names import SUFFIXES
 from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels

@@ -6,6 +6,9 @@ the label is the index of a class. 255 is no label: such a pixel is ignored.
 
 import colorsys
 import csv
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BadInput
@@ -51,6 +54,41 @@ CAMVID = ClassTable(
     {index: index for index in range(11)} | {11: IGNORED},  # 11 is void
 )
 
+# As a table of classes: the stored value of gtFine's labelIds, a name, a colour.
+CITYSCAPES_TABLE = """
+7,road,128,64,128
+8,sidewalk,244,35,232
+11,building,70,70,70
+12,wall,102,102,156
+13,fence,190,153,153
+17,pole,153,153,153
+19,traffic light,250,170,30
+20,traffic sign,220,220,0
+21,vegetation,107,142,35
+22,terrain,152,251,152
+23,sky,70,130,180
+24,person,220,20,60
+25,rider,255,0,0
+26,car,0,0,142
+27,truck,0,0,70
+28,bus,0,60,100
+31,train,0,80,100
+32,motorcycle,0,0,230
+33,bicycle,119,11,32
+"""
+# A table of classes -> what separates the parts of its lines, and the parts in their order.
+TABLES = {
+    "classes.csv": (",", "index name r g b"),
+    "class_dict.csv": (",", "name r g b"),
+    "class_dict_seg.csv": (",", "name r g b"),
+    "labelmap.txt": ("[:,]", "name r g b parts actions"),
+    "label_colors.txt": (r"\s+", "r g b name"),
+    "_classes.csv": (",", "index name"),
+    "codes.txt": ("\n", "name"),
+    "class_names.txt": ("\n", "name"),
+    "objectinfo150.txt": ("\t", "number ratio train val stuff name"),
+}
+
 
 def drone_classes(task: str, *, grouped: bool = False) -> ClassTable:
     """Two classes for the binary task, else five.
@@ -73,19 +111,41 @@ def numbered_classes(count: int) -> ClassTable:
     return ClassTable([str(index) for index in range(count)], palette)
 
 
-def read_classes(path: Path) -> ClassTable:
-    """Read classes.csv: lines of index,name,r,g,b; a first line of titles is skipped.
+def _cityscapes() -> Iterator[ClassTable]:
+    """Its 19 classes for masks of labelTrainIds, then for labelIds; all else is ignored."""
+    rows = [line.split(",") for line in CITYSCAPES_TABLE.split("\n")[1:-1]]
+    names = [name for _, name, *_ in rows]
+    palette = [[int(part) for part in colour] for _, _, *colour in rows]
+    yield ClassTable(names, palette)
+    labels = dict.fromkeys(range(34), IGNORED)
+    labels |= {int(stored): label for label, (stored, *_) in enumerate(rows)}
+    yield ClassTable(names, palette, labels)
 
-    Indices are 0..K-1, each once; a line of index 255 gives the colour of ignored pixels. BadInput
-    for anything else.
+
+def reduced_classes(classes: ClassTable) -> ClassTable:
+    """The classes of masks that store 0 for no class, and label + 1."""
+    labels = {label + 1: label for label, _ in enumerate(classes.names)}
+    return replace(classes, labels={0: IGNORED} | labels, colours=None)
+
+
+CITYSCAPES, CITYSCAPES_IDS = _cityscapes()
+ADE20K = reduced_classes(numbered_classes(150))
+
+
+def read_classes(path: Path) -> ClassTable:
+    """Read a table of TABLES; a first line of titles is skipped.
+
+    Indices are 0..K-1, each once, and those of the lines where the table has none; a line of index
+    255 gives the colour of ignored pixels. BadInput for anything else.
     """
+    separator, columns = TABLES[path.name.lower()]
     names: dict[int, str] = {}
     palette = {}
     colours = {}
-    for row in _read_rows(path):
-        index, name, colour = _parse_row(path, row)
+    for number, row in enumerate(_read_rows(path, separator, columns)):
+        index, name, colour = _parse_row(path, row, columns, number)
         code = int.from_bytes(colour, "big")
-        if index in names or code in colours or name in names.values():
+        if index in names or (colour and code in colours) or name in names.values():
             raise BadInput(
                 f"{path}: {','.join(row)!r} repeats an index, a name or a colour; "
                 "each must be its own"
@@ -99,38 +159,51 @@ def read_classes(path: Path) -> ClassTable:
             f"{path}: the indices must be 0, 1, ..., K-1 with K at least 2 "
             "(and 255 for ignored pixels)"
         )
-    return ClassTable(
+    coloured = "r g b" in columns
+    table = ClassTable(
         [names[i] for i in range(count)],
-        [palette[i] for i in range(count)],
-        colours=colours,
+        [palette[i] for i in range(count)] if coloured else numbered_classes(count).palette,
+        colours=colours if coloured else None,
     )
+    return reduced_classes(table) if "ratio" in columns else table
 
 
-def _read_rows(path: Path) -> list[list[str]]:
-    """The rows of classes.csv without its titles and empty lines, each part stripped."""
+def _read_rows(path: Path, separator: str, columns: str) -> list[list[str]]:
+    """The rows of a table without its titles, comments and empty lines, each part stripped."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
-        rows = [[part.strip() for part in row] for row in csv.reader(lines)]
+        lines = [line for line in lines if line.strip() and line[0] != "#"]
+        parts = (
+            csv.reader(lines)
+            if separator == ","
+            else (re.split(separator, line.strip(), maxsplit=columns.count(" ")) for line in lines)
+        )
+        rows = [[part.strip() for part in row] for row in parts]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(
-            f"{path}: cannot be read as UTF-8 text ({error}); lines are index,name,r,g,b"
+            f"{path}: cannot be read as UTF-8 text ({error}); lines are {columns.replace(' ', ',')}"
         ) from None
     rows = [row for row in rows if any(row)]
-    if rows and rows[0][0].lower() == "index":
-        return rows[1:]
-    return rows
+    titles = columns != "name" and rows and not re.search(r"\d", "".join(rows[0]))
+    return rows[1:] if titles else rows
 
 
-def _parse_row(path: Path, row: list[str]) -> tuple[int, str, Colour]:
-    """Index, name and colour of a line of classes.csv."""
+def _parse_row(
+    path: Path,
+    row: list[str],
+    columns: str,
+    number: int,
+) -> tuple[int, str, Colour]:
+    """Index, name and colour of a line; the index is the line's number where none is there."""
+    values = dict(zip(columns.split(), row, strict=False))
     try:
-        first, name, red, green, blue = row
-        numbers = [int(part) for part in (first, red, green, blue)]
-    except ValueError:
+        index = int(values["index"]) if "index" in columns else number
+        colour = [int(values[part]) for part in "rgb"] if "r g b" in columns else []
+        name = values["name"]
+    except (KeyError, ValueError):
         raise BadInput(
-            f"{path}: cannot read the line {','.join(row)!r}; lines are index,name,r,g,b"
+            f"{path}: cannot read the line {','.join(row)!r}; lines are {columns.replace(' ', ',')}"
         ) from None
-    if not all(0 <= number <= 255 for number in numbers):
+    if not all(0 <= part <= 255 for part in [index, *colour]):
         raise BadInput(f"{path}: numbers in {','.join(row)!r} must be within 0..255")
-    index, *colour = numbers
     return index, name, colour

@@ -23,8 +23,8 @@ from . import scenes
 from .cache import entry_of, load_array
 from .classes import drone_classes, numbered_classes
 from .labels import IGNORED, ClassTable, check_labels, label_table
-from .layouts import SPLITS, Layout, Splits, find_layout, split_names
-from .pairs import Pair, Size, read_pair, render_pair
+from .layouts import SPLITS, Layout, Splits, fill_splits, find_layout
+from .pairs import Pair, Size, clashing_palettes, read_pair, render_pair
 from .problems import listing
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
@@ -49,6 +49,7 @@ class SegmentationDataset:
     splits: Splits
     pairs: dict[str, Pair] = field(repr=False)
     skipped: list[str] = field(default_factory=list)  # sentences on what was left out
+    notes: list[str] = field(default_factory=list)  # on what was recognised, and is not read
 
     def image(self, name: str) -> ndarray:
         """uint8 H x W x 3, a read-only memory map; of `image_size` if that is set."""
@@ -123,12 +124,13 @@ def open_dataset(
     if data == "scenes":
         root = layout = data
         skipped: list[str] = []
+        notes: list[str] = []
         size = size or SCENE_SIZE
         classes = drone_classes(task)
         splits, pairs = _open_scenes(seed, label_table(classes, label_map), size, splits)
     else:
         root = os.path.abspath(data)
-        layout, classes, splits, pairs, skipped = _open_folder(
+        layout, classes, splits, pairs, skipped, notes = _open_folder(
             Path(root), task, seed, label_map, size, splits, skip_bad
         )
     return SegmentationDataset(
@@ -143,6 +145,7 @@ def open_dataset(
         splits,
         pairs,
         skipped,
+        notes,
     )
 
 
@@ -177,8 +180,11 @@ def _open_folder(
     size: Size | None,
     stored: Splits | None,
     skip_bad: bool,
-) -> tuple[str, ClassTable, Splits, dict[str, Pair], list[str]]:
-    """The layout's name, the classes, the splits, the good pairs, a sentence on each problem."""
+) -> tuple[str, ClassTable, Splits, dict[str, Pair], list[str], list[str]]:
+    """The layout's name, the classes, the splits, the good pairs, a sentence on each problem.
+
+    At last the layout's notes.
+    """
     try:
         layout = find_layout(root, task)
     except OSError as error:
@@ -204,7 +210,8 @@ def _open_folder(
             problems += result
 
     counts = _count_labels(pairs.values())
-    nonsense = check_labels(counts, task, declared=declared is not None)
+    clash = "" if colours else clashing_palettes(pairs)
+    nonsense = clash or check_labels(counts, task, declared=declared is not None)
     if nonsense:
         problems = [f"{layout.masks}/: {nonsense}", *problems]
         raise BadInput(listing(f"{root}: labels that cannot be used", problems))
@@ -219,7 +226,7 @@ def _open_folder(
         )
     highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
     classes = declared or numbered_classes(highest + 1)
-    return layout.name, classes, splits, pairs, problems
+    return layout.name, classes, splits, pairs, problems, layout.notes
 
 
 def _choose_splits(
@@ -245,7 +252,7 @@ def _choose_splits(
         raise BadInput(
             listing(f"{root}: {len(layout.pairs)} images with a mask", layout.problems or [alone])
         )
-    return layout.splits or split_names(list(layout.pairs), seed)
+    return fill_splits(layout, seed)
 
 
 def _in_threads(read: Callable[[str], Any], splits: Splits) -> dict[str, Any]:

@@ -1,40 +1,34 @@
 """Known layouts of a data set: where images and masks lie, how they pair, which splits are given.
 
-A layout is recognised by what is in the folder. Image and mask pair by their exact stem, the file's
-name without its extension.
+A layout is recognised by what is in the folder.
 """
 
 import os
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..errors import BadInput
-from .classes import CAMVID, ClassTable, drone_classes, read_classes
-
-SPLITS = ("train", "val", "test")
-SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".tga",
-    ".jp2",
-    ".avif",
-}
-DEEPEST = 4  # folders below the root in which drone sets are looked for
+from .classes import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    DRONE_COLOURS,
+    TABLES,
+    drone_classes,
+    numbered_classes,
+    read_classes,
+)
+from .drawn import Drawing, read_drawings
+from .labels import ClassTable
+from .names import MEANINGS, SPLITS, SUFFIXES, File, find_keys, list_names, read_name, stem_of
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -43,22 +37,37 @@ and label_images_semantic/*.png beside it
 and images_semantic/*.png beside it
   drone, original: any original_images/*.jpg and label_images_semantic/*.png (0..23) beside it
   CamVid: train/, val/ (test/ if there is one) and trainannot/, valannot/ (testannot/)
-  generic: images/ and masks/, or train/images/, train/masks/, val/images/, ...; \
-and classes.csv: index,name,r,g,b"""
+  Cityscapes: leftImg8bit/ and gtFine/ with labelTrainIds or labelIds; ADE20K; Pascal VOC
+  generic: images/ and masks/, by these or other usual names, alone, in or around train/, val/ and
+    test/; or a.jpg and a_mask.png in one folder; and classes.csv: index,name,r,g,b
+  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons"""
+
+Pairs = Mapping[str, str | Drawing]  # image -> mask
+UNLISTED = "unlisted"
 
 Splits = dict[str, list[str]]  # split -> names
 
 
-class Folders(NamedTuple):
-    """A folder of images and the folder of their masks."""
+class Kind(NamedTuple):
+    """A layout that the names of its files tell, and the classes where no table lies beside."""
 
-    images: Path
-    masks: Path
-    split: str | None = None  # None: the data set gives no splits
+    name: str
+    image: str = ""  # what the path of an image holds, in small letters
+    mask: str = ""
+    classes: ClassTable | None = None
+    said: str = ""  # of the classes
 
 
-# A layout whose files are not listed yet: its name, folders and classes.
-Recognised = tuple[str, list[Folders], ClassTable | None]
+KINDS = [
+    Kind("drone", "/original_images/", "images_semantic/"),
+    Kind("cityscapes", "_leftimg8bit.", "_labeltrainids.", CITYSCAPES, "its 19 classes"),
+    Kind("cityscapes", "_leftimg8bit.", "_labelids.", CITYSCAPES_IDS, "its 19 classes"),
+    Kind("ade20k", "/ade_", "/ade_", ADE20K, "150 classes, stored as 1..150; 0 is ignored"),
+    Kind("camvid", "/", "annot/", CAMVID, "its 11 classes; for others write classes.csv"),
+    Kind("pascal voc", "/jpegimages/", "/segmentationclass"),
+    Kind("generic"),
+]
+LABEL_ENDINGS = ("_labelids", "_labeltrainids")  # of Cityscapes; the last one there is taken
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,12 @@ class Layout:
     """What a folder is, and the pairs in it."""
 
     name: str
-    pairs: dict[str, str]  # image -> mask, as names below the root; sorted
+    pairs: Pairs  # as names below the root; sorted
     splits: Splits  # empty: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
-    masks: str  # the first folder of masks, below the root
-    problems: list[str]  # files without a partner, missing folders
+    masks: str  # the folder of the first mask, below the root
+    problems: list[str]  # files without a partner, drawings that cannot be painted
+    notes: list[str]  # what was recognised, what is not read
 
 
 def find_layout(root: Path, task: str) -> Layout:
@@ -78,95 +88,156 @@ def find_layout(root: Path, task: str) -> Layout:
 
     BadInput, with a list of the layouts looked for, if it is none of them.
     """
-    name, folders, classes = _recognise(root, task)
-    pairs: dict[str, str] = {}
-    splits: Splits = {}
-    problems: list[str] = []
-    for each in folders:
-        found = _pair(root, each, problems)
-        pairs |= found
-        if each.split:
-            splits[each.split] = sorted(found)
-    return Layout(
-        name,
-        dict(sorted(pairs.items())),
-        splits,
-        classes,
-        _name(root, folders[0].masks),
-        problems,
-    )
-
-
-def _recognise(root: Path, task: str) -> Recognised:
-    """The layout of the root, or of the only folder in it."""
     if not root.is_dir():
         raise BadInput(
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
-    inner = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-    bases = [root, *inner] if len(inner) == 1 else [root]
-    for base in bases:
-        recognised = _camvid(base, task) or _generic(base, task)
-        if recognised:
-            return recognised
-    recognised = _drone(root, task)
-    if recognised:
-        return recognised
-    raise BadInput(f"{root}: not a data set this program knows. It looked for{LOOKED_FOR}")
-
-
-def _child(folder: Path, *names: str) -> Path | None:
-    """The subfolder with one of these names, whatever its case."""
-    if not folder.is_dir():
-        return None
-    inner = (path for path in sorted(folder.iterdir()) if path.is_dir())
-    return next((path for path in inner if path.name.lower() in names), None)
-
-
-def _camvid(base: Path, task: str) -> Recognised | None:
-    """CamVid in SegNet's split, or None."""
-    if not ((base / "train").is_dir() and (base / "trainannot").is_dir()):
-        return None
-    if task == "binary":
-        raise BadInput(f"{base}: CamVid has 11 classes, not two; leave out --task binary")
-    folders = [Folders(base / split, base / f"{split}annot", split) for split in SPLITS]
-    return "camvid", folders, CAMVID
-
-
-def _generic(base: Path, task: str) -> Recognised | None:
-    """The generic layout, with splits or without, or None."""
-    folders = _images_and_masks(base)
-    if not folders:
-        by_split = {split: _images_and_masks(base / split, split) for split in SPLITS}
-        if not any(by_split.values()):
-            return None
-        for split, found in by_split.items():
-            missing = Folders(base / split / "images", base / split / "masks", split)
-            folders += found or [missing]
-    table = base / "classes.csv"
-    classes = read_classes(table) if table.exists() else None
-    if classes and task == "binary" and len(classes.names) != 2:
+    names = list_names(root)
+    files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    around = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    images = [read_name(name, len(Path(around).parts)) for name in files]
+    masks = [file for file in images if file.role == "masks"]
+    masks = masks or [file for file in images if read_name(f"{file.stem}/").role == "masks"]
+    for ending in LABEL_ENDINGS:
+        masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
+    problems: list[str] = []
+    found = _pair(names, images, masks, problems)
+    if found:
+        kind, pairs = _recognise(root, names, found, task)
+    else:
+        sheets = [name for name in names if name.endswith(".json")]
+        name, classes, pairs = read_drawings(root, sheets, images, problems)
+        table = ClassTable(classes, numbered_classes(len(classes)).palette)
+        kind = Kind(name, "", "", table, "what no shape covers is background")
+    if masks and not pairs and len(masks) < len(images):
+        others = sorted({file.name for file in images} - {file.name for file in masks})
         raise BadInput(
-            f"{table}: --task binary needs two classes, this table has {len(classes.names)}; "
+            f"{root}: no image has a mask of its name, nor has {others[0]} the mask "
+            f"{masks[0].name}; before and after it all masks may have the same letters"
+        )
+    if not pairs and not problems:
+        raise BadInput(f"{root}: {_nearest(root, files)}. The program looked for{LOOKED_FOR}")
+    if task == "binary" and kind.classes and len(kind.classes.names) != 2:
+        raise BadInput(
+            f"{root}: --task binary needs two classes, this table has {len(kind.classes.names)}; "
             "leave out --task binary"
         )
-    return "generic", folders, classes
+
+    split_of = {name: _split_of(name, mask, kind) for name, mask in pairs.items()}
+    notes = _not_read(names, pairs)
+    if not any(split_of.values()):
+        split_of = _by_lists(root, names, around, list(pairs), problems)
+        left = [name for name in pairs if split_of.get(name) == UNLISTED]
+        notes += [f"{len(left)} pairs are in no list of splits"] if left else []
+        pairs = {name: mask for name, mask in pairs.items() if name not in left}
+    splits = {split: [n for n in pairs if split_of.get(n) == split] for split in SPLITS}
+    splits = splits if any(splits.values()) else {}
+    if splits and not splits["val"]:
+        notes.append("the folder gives no val: it is drawn from train")
+    masks_at = ""
+    for image, mask in list(pairs.items())[:1]:
+        masks_at = os.path.dirname(_file_of(mask))
+        notes.insert(0, ", ".join(filter(None, [f"{image} with {_file_of(mask)}", kind.said])))
+    return Layout(kind.name, pairs, splits, kind.classes, masks_at, problems, notes)
 
 
-def _images_and_masks(folder: Path, split: str | None = None) -> list[Folders]:
-    """The folders images/ and masks/ in a folder; none where one is missing."""
-    images = _child(folder, "images", "image")
-    masks = _child(folder, "masks", "mask")
-    return [Folders(images, masks, split)] if images and masks else []
+def _file_of(mask: str | Drawing) -> str:
+    """The file that holds a mask, or a drawing."""
+    return mask.file if isinstance(mask, Drawing) else mask
 
 
-def _drone(root: Path, task: str) -> Recognised | None:
-    """The one drone set below the root that has masks for the task, or None if there is no set."""
-    found: dict[str, list[Folders]] = {}
-    for name, folders in _drone_sets(root):
-        found.setdefault(name, []).append(folders)
-    if not found:
-        return None
+def _split_of(name: str, mask: str | Drawing, kind: Kind) -> str:
+    """The split that the path of an image says, or that of its COCO file; or ""."""
+    coco = f"{_file_of(mask)[:-5]}/" if kind.name == "coco" else ""
+    return read_name(name).split or read_name(coco).split
+
+
+def _pair(
+    names: list[str],
+    images: list[File],
+    masks: list[File],
+    problems: list[str],
+) -> dict[str, str]:
+    """Image -> mask. Adds a problem for each without a partner where others beside have one."""
+    taken = set(masks)
+    images = [file for file in images if file not in taken]
+    for chosen in ([file for file in images if file.role], images):
+        keys = find_keys(chosen, masks)
+        if not keys.folders:
+            nearest = min((len(file.rest) for file in masks), default=0)
+            masks = [file for file in masks if len(file.rest) == nearest]
+        of_images, of_masks = defaultdict(list), defaultdict(list)
+        for file in chosen:
+            of_images[keys.of(file, False)].append(file)
+        for file in masks:
+            of_masks[keys.of(file, True)].append(file)
+        shared = of_images.keys() & of_masks.keys()
+        if shared:
+            break
+    unsplit = {key for key in shared if not key[0]}
+    shared = max(unsplit, shared - unsplit, key=len)  # of a set and its copy in splits one is read
+
+    pairs = {}
+    beside: dict[str, str] = {}  # folder -> that of the partners
+    for key in shared:
+        image, mask = of_images[key][0], of_masks[key][0]
+        beside |= {image.folder: mask.folder, mask.folder: image.folder}
+        if len(of_images[key]) == len(of_masks[key]) == 1:
+            pairs[image.name] = mask.name
+    unread = {stem_of(name): name for name in names if Path(name).suffix.lower() not in SUFFIXES}
+    for found, others, what in ((of_images, of_masks, "mask"), (of_masks, of_images, "image")):
+        for key, (first, *more) in found.items():
+            if first.folder not in beside:
+                continue
+            for again in more:
+                same = os.path.basename(first.name)
+                problems.append(f"{again.name}: same name as {same}; keep one of them")
+            if key not in others:
+                stem = f"{keys.before}{key[2]}{keys.after}" if what == "mask" else key[2]
+                other = unread.get(key[2])
+                why = f" ({other} is not read: save it as PNG)" if other else ""
+                problems.append(f"{first.name}: no {what} {beside[first.folder]}/{stem}.*{why}")
+    return dict(sorted(pairs.items()))
+
+
+def _recognise(
+    root: Path,
+    names: list[str],
+    pairs: dict[str, str],
+    task: str,
+) -> tuple[Kind, Pairs]:
+    """The kind of the pairs, with its classes, and those pairs that belong to the task."""
+    image, mask = min(pairs.items())
+    kind = next(
+        kind for kind in KINDS if kind.image in f"/{image}".lower() and kind.mask in mask.lower()
+    )
+    if kind.name == "drone":
+        return _drone(root, pairs, task)
+    folders = {os.path.dirname(name) for pair in pairs.items() for name in pair}
+    for file in TABLES:
+        tables = [
+            root / name
+            for name in names
+            if os.path.basename(name).lower() == file
+            and any(f"{folder}/".startswith(os.path.dirname(name)) for folder in folders)
+        ]
+        if len({table.read_bytes() for table in tables}) > 1:
+            raise BadInput(f"{tables[0]} and {tables[1]} differ: keep one table of classes")
+        if tables:
+            said = f"classes of {tables[0].relative_to(root)}"
+            return kind._replace(classes=read_classes(tables[0]), said=said), pairs
+    return kind, pairs
+
+
+def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, Pairs]:
+    """The one drone set that has masks for the task."""
+    sets: dict[str, dict[str, str]] = defaultdict(dict)
+    for image, mask in pairs.items():
+        sets[os.path.dirname(mask)][image] = mask
+    found = defaultdict(list)
+    for folder in sets:
+        binary = os.path.basename(folder) == "images_semantic"
+        found["drone binary" if binary else _drone_name(root, sets[folder])].append(folder)
     name = "drone binary" if task == "binary" else "drone"
     if name not in found:
         name = "drone original"  # its ids can be grouped for either task
@@ -176,97 +247,130 @@ def _drone(root: Path, task: str) -> Recognised | None:
             f"{root}: holds {' and '.join(found)} only, no masks for the {task} task; {way}"
         )
     if len(found[name]) > 1:
-        places = ", ".join(str(folders.images.parent) for folders in found[name])
-        raise BadInput(f"{root}: several data sets: {places}; give --data one")
+        raise BadInput(f"{root}: several data sets: {', '.join(found[name])}; give --data one")
     classes = drone_classes(task, grouped=name != "drone original")
-    return name, found[name], classes
+    return Kind(name, classes=classes), sets[found[name][0]]
 
 
-def _drone_sets(root: Path) -> Iterator[tuple[str, Folders]]:
-    """The drone sets below the root, each with the name of its layout."""
-    for folder, inner, _ in os.walk(root, followlinks=True):
-        here = Path(folder)
-        if "original_images" in inner:
-            images = here / "original_images"
-            binary = here / "images_semantic"
-            labels = here / "label_images_semantic"
-            if binary.is_dir():
-                yield "drone binary", Folders(images, binary)
-            elif labels.is_dir():
-                yield _drone_name(images), Folders(images, labels)
-        if len(here.relative_to(root).parts) >= DEEPEST:
-            inner.clear()
-        inner[:] = [name for name in inner if name != "original_images" and name[0] != "."]
+def _drone_name(root: Path, pairs: dict[str, str]) -> str:
+    """The five-class set or the original: their folders have the same names."""
+    names = {"classes_dataset": "drone", "semantic_drone_dataset": "drone original"}
+    for part in (root / min(pairs)).parts:
+        if part in names:
+            return names[part]
+    five = b"".join(code.to_bytes(3, "big") for code in DRONE_COLOURS.values())
+    for mask in list(pairs.values())[:8]:
+        with suppress(OSError), Image.open(root / mask) as image:  # named when all are read
+            if np.asarray(image).max() > 4:
+                return "drone original"
+            if bytes(image.getpalette() or []).startswith(five):
+                return "drone"
+    if not all(name.endswith(".png") for name in pairs):
+        return "drone original"
+    raise BadInput(
+        f"{root}: ids 0 to 4 can be five classes or the first of the original 24; "
+        "put the set into a folder classes_dataset/ or semantic_drone_dataset/"
+    )
 
 
-def _drone_name(images: Path) -> str:
-    """The five-class set or the original: their folders have the same names.
+def _by_lists(
+    root: Path,
+    names: list[str],
+    around: str,
+    images: list[str],
+    problems: list[str],
+) -> dict[str, str]:
+    """Image -> split, by ImageSets/Segmentation/*.txt, else by val.txt and its like above images.
 
-    The photographs are PNG in the first and JPEG in the other.
+    Where train is listed, an image in no list is UNLISTED, and so are problems with it; where it is
+    not, all others are train.
     """
-    if "classes_dataset" in images.parts:
-        return "drone"
-    png = any(path.suffix.lower() == ".png" for path in images.iterdir())
-    return "drone" if png else "drone original"
-
-
-def _pair(root: Path, folders: Folders, problems: list[str]) -> dict[str, str]:
-    """Image -> mask, as names below the root. Adds a problem for each without a partner."""
-    image_folder = _name(root, folders.images)
-    mask_folder = _name(root, folders.masks)
-    if folders.split and not folders.images.is_dir() and not folders.masks.is_dir():
-        if folders.split != "test":
-            missing = "missing; a set with its own splits has train and val"
-            problems.append(f"{image_folder}/: {missing}")
+    texts = [name for name in names if name.endswith(".txt")]
+    above = [name for name in texts if Path(around).is_relative_to(os.path.dirname(name))]
+    in_sets = [name for name in texts if "imagesets/segmentation/" in name.lower()]
+    lists: dict[str, set[str]] = defaultdict(set)
+    for name in in_sets or above:
+        split = MEANINGS.get(Path(name).stem.lower(), "")
+        lines = (root / name).read_text("utf-8", "replace").splitlines()
+        lists[split] |= {stem_of(line.strip(' "')) for line in lines if split or in_sets}
+    listed = set().union(*lists.values())
+    stems = {stem_of(image) for image in images}
+    if not listed & stems:
         return {}
-    images = _by_stem(root, folders.images, problems)
-    masks = _by_stem(root, folders.masks, problems)
-    pairs = {}
-    for stem, names in images.items():
-        partners = masks.get(stem, [])
-        if len(names) == len(partners) == 1:
-            pairs[names[0]] = partners[0]
-        if masks and not partners:
-            problems.append(f"{names[0]}: no mask {mask_folder}/{stem}.*")
-    for stem, names in masks.items():
-        if images and stem not in images:
-            problems.append(f"{names[0]}: no image {image_folder}/{stem}.*")
-    return pairs
+    if in_sets or lists["train"]:
+        problems[:] = [each for each in problems if stem_of(each.split(":")[0]) in listed]
+    problems += [f"{stem}: listed, but no image with a mask" for stem in sorted(listed - stems)]
+    if not any(lists[split] for split in SPLITS):
+        return {}
+    rest = UNLISTED if lists["train"] else "train"
+    return {
+        image: next((s for s in reversed(SPLITS) if stem_of(image) in lists[s]), rest)
+        for image in images
+    }
 
 
-def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[str]]:
-    """Stem -> names of the images in a folder.
+def _not_read(names: list[str], pairs: Pairs) -> list[str]:
+    """Sentences that count the images of other folders, and files of other endings."""
+    used = {os.path.dirname(n) for image, mask in pairs.items() for n in (image, _file_of(mask))}
+    folders: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
+    for name in names:
+        folder, ending = os.path.dirname(name), Path(name).suffix.lower()
+        if ending in SUFFIXES and folder not in used:
+            folders[f"images in {folder}/"] += 1
+        if ending not in SUFFIXES and folder in used and ending != ".json":
+            endings[f"{ending} files beside images and masks"] += 1
+    return [
+        "not read: " + ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+        for counts in (folders, endings)
+        if counts
+    ]
 
-    Adds a problem if there are none, and for each repeated stem.
+
+def _nearest(root: Path, files: list[str]) -> str:
+    """What there is of images and masks: empty folders, and what the missing ones could be."""
+    folders = [path for path in sorted([*root.glob("*"), *root.glob("*/*")]) if path.is_dir()]
+    places = [f"{path.relative_to(root).as_posix()}/" for path in folders]
+    roles = {place: read_name(place).role for place in places}
+    for place in places:
+        if roles[place] and not any(file.startswith(place) for file in files):
+            return f"{place}: holds no images"
+    for role, other in (("images", "masks"), ("masks", "images")):
+        there = [place for place in places if roles[place] == role]
+        if there and other not in roles.values():
+            rest = ", ".join(place for place in places if not roles[place]) or "no other folder"
+            return f"{there[0]} is there, {other}/ is not: is it one of these: {rest}?"
+    return "not a data set this program knows"
+
+
+def fill_splits(layout: Layout, seed: int) -> Splits:
+    """The splits of the folder; val is drawn from train where it is missing, all where none is.
+
+    BadInput where there is no train.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    if not files:
-        what = "holds no images" if folder.is_dir() else "missing"
-        problems.append(f"{_name(root, folder)}/: {what}")
-    result: dict[str, list[str]] = {}
-    for path in files:
-        name = _name(root, path)
-        same = result.setdefault(path.stem, [])
-        same.append(name)
-        if len(same) > 1:
-            problems.append(f"{name}: same name as {Path(same[0]).name}; keep one of them")
-    return result
-
-
-def _name(root: Path, path: Path) -> str:
-    """The path below the root."""
-    return path.relative_to(root).as_posix()
+    given = layout.splits
+    if not given or not (given["val"] or given["test"]):
+        return split_names(list(layout.pairs), seed)
+    if not given["train"]:
+        parts = layout.masks.split("/")
+        train = "/".join("train" if MEANINGS.get(part) in SPLITS else part for part in parts)
+        raise BadInput(f"{train}/: missing; a set with its own splits has train and val")
+    if given["val"]:
+        return given
+    train, val = _shuffled(given["train"], seed)
+    return {"train": train, "val": val, "test": given["test"]}
 
 
 def split_names(names: list[str], seed: int) -> Splits:
     """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
     ordered = sorted(names)
     rest = len(ordered) - len(ordered) // 8
-    shuffled = np.random.default_rng(seed).permutation(ordered[:rest]).tolist()
-    train = rest * 4 // 5
-    return {
-        "train": sorted(shuffled[:train]),
-        "val": sorted(shuffled[train:]),
-        "test": ordered[rest:],
-    }
+    train, val = _shuffled(ordered[:rest], seed)
+    return {"train": train, "val": val, "test": ordered[rest:]}
+
+
+def _shuffled(names: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """Four fifths of the names, and the rest."""
+    shuffled = np.random.default_rng(seed).permutation(names).tolist()
+    train = len(names) * 4 // 5
+    return sorted(shuffled[:train]), sorted(shuffled[train:])

@@ -24,6 +24,8 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
     shares = [f"{c} {n / total:.1%}" for c, n in zip(data.classes, pixels, strict=True)]
     parameters = count_parameters(model)
     print(f"data: {data.layout}, {counts} images")
+    for sentence in data.notes:
+        print(f"data: {sentence}")
     print(f"train pixels: {', '.join(shares)}")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
