@@ -196,7 +196,9 @@ def _open_folder(
     table = label_table(declared, label_map)
     colours = declared.colours if declared else None
     reads = _in_threads(
-        lambda name: read_pair(root, name, layout.pairs[name], table, colours, size),
+        lambda name: read_pair(
+            root, name, layout.pairs[name], layout.drawings.get(name), table, colours, size
+        ),
         splits,
     )
     reads |= _duplicates(splits, reads)

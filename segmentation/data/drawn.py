@@ -7,6 +7,7 @@ outline belongs to its shape, and what no shape covers is class 0, "background".
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +18,11 @@ from ..metrics import IGNORED
 from .names import File, read_name, stem_of
 from .problems import Unreadable
 
-# The kinds of shapes, and how many points one has at least.
-POINTS = {
-    "polygon": 3,
-    "oriented_rectangle": 3,
-    "rectangle": 2,
-    "circle": 2,
-    "line": 2,
-    "linestrip": 2,
-    "point": 1,
-}
 LINE_WIDTH = 10  # pixels, as labelme draws
 POINT_RADIUS = 5
-NO_CLASSES = {"_background_": 0, "__ignore__": IGNORED}  # labelme's words
+LABELS = {"background": 0, "_background_": 0, "__ignore__": IGNORED}  # the last two of labelme
+# The kinds of shapes, and how many points one has at least.
+POINTS = {"point": 1, "line": 2, "linestrip": 2, "circle": 2, "rectangle": 2, "polygon": 3}
 
 Points = list[tuple[float, float]]  # x, y in pixels
 Shape = tuple[Any, str, Points]  # class, or its label; kind; points
@@ -43,145 +36,137 @@ class Drawing(NamedTuple):
     shapes: list[Shape]
 
 
-Named = list[tuple[str, Drawing]]  # the name of an image, and what is drawn on it
-
-
 def paint(drawing: Drawing) -> np.ndarray:
     """The mask of a drawing, uint8 H x W."""
     mask = Image.new("L", drawing.size)
     draw = ImageDraw.Draw(mask)
     for label, kind, points in drawing.shapes:
-        (x, y), (last_x, last_y) = points[0], points[-1]
-        if kind == "rectangle":
-            left, right = sorted((x, last_x))
-            top, bottom = sorted((y, last_y))
-            draw.rectangle((left, top, right, bottom), label, label)
-        elif kind in ("circle", "point"):
-            radius = math.hypot(last_x - x, last_y - y) if kind == "circle" else POINT_RADIUS
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), label, label)
+        if kind == "polygon":
+            draw.polygon(points, label, label)
+        elif kind == "rectangle":
+            corners = np.sort(points, axis=0)
+            draw.rectangle(corners.ravel().tolist(), label, label)
         elif kind in ("line", "linestrip"):
             draw.line(points, label, LINE_WIDTH)
         else:
-            draw.polygon(points, label, label)
+            (x, y), end = points[0], points[-1]
+            radius = math.dist((x, y), end) if kind == "circle" else POINT_RADIUS
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), label, label)
     return np.asarray(mask)
 
 
 def read_drawings(
     root: Path,
-    sheets: list[str],
+    names: list[str],
     images: list[File],
     problems: list[str],
 ) -> tuple[str, list[str], dict[str, Drawing]]:
     """COCO or labelme, its classes, image -> what is drawn on it. Adds a problem for each bad one.
 
-    sheets: all JSON files below the root.
+    names: all files below the root.
     """
     contents = {}
-    broken = []
-    for sheet in sheets:
+    for name in names:
+        if name.endswith(".json"):
+            try:
+                contents[name] = json.loads((root / name).read_bytes())
+                contents[name].pop("imageData", None)  # labelme's copy of the image
+            except (OSError, ValueError, AttributeError):
+                problems.append(f"{name}: cannot be read as a JSON object; export it again")
+    kind, key, read = "coco", "categories", _coco
+    if not any(key in content for content in contents.values()):
+        kind, key, read = "labelme", "shapes", _labelme
+    files = [name for name in contents if key in contents[name]]
+    files = [name for name in files if "instances" in name] or files  # COCO has other files too
+    sketches: list[tuple[str, Drawing]] = []
+    classes: list[str] = []
+    for file in files:
         try:
-            contents[sheet] = json.loads((root / sheet).read_bytes())
-            contents[sheet].pop("imageData", None)  # labelme's copy of the image
-        except (OSError, ValueError, AttributeError):
-            broken.append(f"{sheet}: cannot be read as a JSON object; copy or export it again")
-    kind, read = "coco", _coco
-    found = [sheet for sheet in contents if "annotations" in contents[sheet]]
-    found = [sheet for sheet in found if "instances" in sheet] or found
-    if not found:
-        kind, read = "labelme", _labelme
-        found = [sheet for sheet in contents if "shapes" in contents[sheet]]
-    names: list[str] = []
-    drawn = []
-    for sheet in found:
-        try:
-            classes, drawings = read(sheet, contents[sheet])
+            sketches += read(file, contents[file], classes)
         except (KeyError, TypeError, ValueError) as error:
-            broken.append(f"{sheet}: is not as {kind} writes it ({error!r}); export it again")
-        else:
-            names += classes
-            drawn += drawings
-    names = sorted(names) if kind == "labelme" else names
-    names = list(dict.fromkeys(["background", *names]))
-    names = [name for name in names if name not in NO_CLASSES]
-    labels = {name: label for label, name in enumerate(names)} | NO_CLASSES
+            problems.append(f"{file}: is not as {kind} writes it ({error!r}); export it again")
+    classes = sorted(classes) if kind == "labelme" else classes
+    classes = ["background", *dict.fromkeys(name for name in classes if name not in LABELS)]
+    labels = {name: label for label, name in enumerate(classes)} | LABELS
 
     by_stem = defaultdict(list)
     for image in images:
         by_stem[image.stem].append(image)
-    result: dict[str, Drawing] = {}
+    drawings: dict[str, Drawing] = {}
     folders = set()
-    for name, drawing in drawn:
+    for name, sketch in sketches:
         try:
-            image = _find(by_stem[stem_of(name)], drawing.file, name)
-            if image.name in result:
-                raise Unreadable(f"is drawn in {result[image.name].file} too; keep one of them")
-            for shape in drawing.shapes:
-                _check(*shape)
+            image = _image_of(sketch.file, name, by_stem[stem_of(name)])
+            if image.name in drawings:
+                raise Unreadable(f"is drawn in {drawings[image.name].file} too; keep one of them")
+            shapes = [(labels[label], *_checked(label, *rest)) for label, *rest in sketch.shapes]
         except Unreadable as reason:
-            broken.append(f"{drawing.file}: {name} {reason}")
+            problems.append(f"{sketch.file}: {name} {reason}")
             continue
+        drawings[image.name] = sketch._replace(shapes=shapes)
         folders.add(image.folder)
-        shapes = [(labels[label], kind, points) for label, kind, points in drawing.shapes]
-        result[image.name] = drawing._replace(shapes=shapes)
-    for file in images:
-        if file.folder in folders and file.name not in result:
-            broken.append(f"{file.name}: nothing readable is drawn on it; draw it, or remove it")
-    problems += broken if drawn else []
-    return kind, names, result
-
-
-def _labelme(sheet: str, content: dict[str, Any]) -> tuple[list[str], Named]:
-    """The classes of a labelme file, and what is drawn on its image."""
-    shapes = [
-        (shape["label"], shape.get("shape_type") or "polygon", [(x, y) for x, y in shape["points"]])
-        for shape in content["shapes"]
+    problems += [
+        f"{image.name}: nothing readable is drawn on it; draw it, or remove it"
+        for image in images
+        if image.folder in folders and image.name not in drawings
     ]
-    size = content["imageWidth"], content["imageHeight"]
-    return [shape["label"] for shape in content["shapes"]], [
-        (stem_of(sheet), Drawing(sheet, size, shapes))
-    ]
+    return kind, classes, drawings
 
 
-def _coco(sheet: str, content: dict[str, Any]) -> tuple[list[str], Named]:
-    """The classes of a COCO file in the order of their ids, and what is drawn on its images."""
-    classes = {each["id"]: each["name"] for each in content["categories"]}
+def _labelme(
+    file: str,
+    content: dict[str, Any],
+    classes: list[str],
+) -> Iterator[tuple[str, Drawing]]:
+    """The name of the image of a labelme file, and what is drawn on it. Adds to the classes."""
+    shapes = []
+    for shape in content["shapes"]:
+        kind = (shape.get("shape_type") or "polygon").replace("oriented_rectangle", "polygon")
+        shapes.append((shape["label"], kind, [(x, y) for x, y in shape["points"]]))
+        classes.append(shape["label"])
+    yield file, Drawing(file, (content["imageWidth"], content["imageHeight"]), shapes)
+
+
+def _coco(
+    file: str,
+    content: dict[str, Any],
+    classes: list[str],
+) -> Iterator[tuple[str, Drawing]]:
+    """The name of each image of a COCO file, and what is drawn on it. Adds to the classes."""
+    names = {each["id"]: each["name"] for each in content["categories"]}
+    classes += [names[key] for key in sorted(names)]
     shapes = defaultdict(list)
     for each in content["annotations"]:
-        parts = each.get("segmentation") or {}
-        kind = "polygon" if isinstance(parts, list) else "RLE mask" if parts else "box"
+        parts = each.get("segmentation")
+        kind = "RLE mask" if isinstance(parts, dict) else "polygon" if parts else "box"
         for flat in parts if kind == "polygon" else [[]]:
             points = list(zip(flat[::2], flat[1::2], strict=True))
-            shapes[each["image_id"]].append((classes[each["category_id"]], kind, points))
-    drawings = [
-        (
-            each["file_name"].replace("\\", "/"),
-            Drawing(sheet, (each["width"], each["height"]), shapes[each["id"]]),
-        )
-        for each in content["images"]
-    ]
-    return [classes[key] for key in sorted(classes)], drawings
+            shapes[each["image_id"]].append((names[each["category_id"]], kind, points))
+    for each in content["images"]:
+        name = each["file_name"].replace("\\", "/")
+        yield name, Drawing(file, (each["width"], each["height"]), shapes[each["id"]])
 
 
-def _find(found: list[File], sheet: str, name: str) -> File:
-    """Of the images of this stem the one that a COCO file means. Unreadable if it is not one.
+def _image_of(file: str, name: str, images: list[File]) -> File:
+    """Of the images of its stem the one that a file calls by a name. Unreadable if it is not one.
 
-    It is the one whose path ends so, or that of the same split, or in the same folder.
+    Its path ends so, else it is of the split that the file says, else in the same folder.
     """
-    said = read_name(f"{sheet[:-5]}/")
-    for fits in (
-        [image for image in found if f"/{image.name}".endswith(f"/{name}")],
-        [image for image in found if image.split == said.split],
-        [image for image in found if sheet.startswith(f"{image.folder}/")],
-    ):
-        found = [image for image in found if image in fits] or found
-    if len(found) != 1:
-        raise Unreadable("is there more than once" if found else "is not there: add the image")
-    return found[0]
+    said = read_name(f"{stem_of(file)}/").split
+
+    def fits(image: File) -> tuple[bool, ...]:
+        return image.name.endswith(name), image.split == said, file.startswith(f"{image.folder}/")
+
+    best = [image for image in images if fits(image) == max(map(fits, images))]
+    if len(best) != 1:
+        raise Unreadable("is there more than once" if best else "is not there: add the image")
+    return best[0]
 
 
-def _check(label: str, kind: str, points: Points) -> None:
-    """Unreadable if a shape cannot be painted."""
+def _checked(label: str, kind: str, points: Points) -> tuple[str, Points]:
+    """Kind and points of a shape. Unreadable if it cannot be painted."""
     if kind not in POINTS:
         raise Unreadable(f"has a shape of {label} that is a {kind}: export it as polygons")
     if len(points) < POINTS[kind] or not np.isfinite(points).all():
         raise Unreadable(f"has a {kind} of {label} that lacks points: draw it again")
+    return kind, points

@@ -4,8 +4,8 @@ A layout is recognised by what is in the folder.
 """
 
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from .classes import (
     CAMVID,
     CITYSCAPES,
     CITYSCAPES_IDS,
-    DRONE_COLOURS,
     TABLES,
     drone_classes,
     numbered_classes,
@@ -28,7 +27,7 @@ from .classes import (
 )
 from .drawn import Drawing, read_drawings
 from .labels import ClassTable
-from .names import MEANINGS, SPLITS, SUFFIXES, File, find_keys, list_names, read_name, stem_of
+from .names import MEANINGS, SPLITS, File, find_way, is_image, list_names, read_name, stem_of
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -42,8 +41,6 @@ and images_semantic/*.png beside it
     test/; or a.jpg and a_mask.png in one folder; and classes.csv: index,name,r,g,b
   drawn: labelme's a.json beside a.jpg; COCO's .json with polygons"""
 
-Pairs = Mapping[str, str | Drawing]  # image -> mask
-UNLISTED = "unlisted"
 
 Splits = dict[str, list[str]]  # split -> names
 
@@ -75,8 +72,9 @@ class Layout:
     """What a folder is, and the pairs in it."""
 
     name: str
-    pairs: Pairs  # as names below the root; sorted
-    splits: Splits  # empty: the data set gives none
+    pairs: dict[str, str]  # image -> mask, as names below the root; sorted
+    drawings: dict[str, Drawing]  # image -> what is drawn on it, where its mask is a JSON file
+    splits: Splits  # empty lists: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
     masks: str  # the folder of the first mask, below the root
     problems: list[str]  # files without a partner, drawings that cannot be painted
@@ -93,28 +91,29 @@ def find_layout(root: Path, task: str) -> Layout:
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
     names = list_names(root)
-    files = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    around = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    files = list(filter(is_image, names))
+    around = os.path.commonpath(map(os.path.dirname, files)) if files else ""
     images = [read_name(name, len(Path(around).parts)) for name in files]
     masks = [file for file in images if file.role == "masks"]
     masks = masks or [file for file in images if read_name(f"{file.stem}/").role == "masks"]
+    images = sorted(set(images) - set(masks))
     for ending in LABEL_ENDINGS:
         masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
     problems: list[str] = []
-    found = _pair(names, images, masks, problems)
-    if found:
-        kind, pairs = _recognise(root, names, found, task)
-    else:
-        sheets = [name for name in names if name.endswith(".json")]
-        name, classes, pairs = read_drawings(root, sheets, images, problems)
-        table = ClassTable(classes, numbered_classes(len(classes)).palette)
-        kind = Kind(name, "", "", table, "what no shape covers is background")
-    if masks and not pairs and len(masks) < len(images):
-        others = sorted({file.name for file in images} - {file.name for file in masks})
+    drawings: dict[str, Drawing] = {}
+    pairs = _pair(names, images, masks, problems)
+    if pairs:
+        kind, pairs = _recognise(root, names, pairs, task)
+    elif images and masks:
         raise BadInput(
-            f"{root}: no image has a mask of its name, nor has {others[0]} the mask "
+            f"{root}: no image has a mask of its name, nor has {images[0].name} the mask "
             f"{masks[0].name}; before and after it all masks may have the same letters"
         )
+    else:
+        name, classes, drawings = read_drawings(root, names, images, problems)
+        table = ClassTable(classes, numbered_classes(len(classes)).palette)
+        kind = Kind(name, classes=table, said="what no shape covers is background")
+        pairs = {image: drawing.file for image, drawing in drawings.items()}
     if not pairs and not problems:
         raise BadInput(f"{root}: {_nearest(root, files)}. The program looked for{LOOKED_FOR}")
     if task == "binary" and kind.classes and len(kind.classes.names) != 2:
@@ -123,33 +122,18 @@ def find_layout(root: Path, task: str) -> Layout:
             "leave out --task binary"
         )
 
-    split_of = {name: _split_of(name, mask, kind) for name, mask in pairs.items()}
-    notes = _not_read(names, pairs)
+    split_of = {image: read_name(image).split for image in pairs}
+    if kind.name == "coco":  # instances_val.json, of images in one folder
+        split_of |= {image: read_name(f"{pairs[image][:-5]}/").split for image in pairs}
     if not any(split_of.values()):
-        split_of = _by_lists(root, names, around, list(pairs), problems)
-        left = [name for name in pairs if split_of.get(name) == UNLISTED]
-        notes += [f"{len(left)} pairs are in no list of splits"] if left else []
-        pairs = {name: mask for name, mask in pairs.items() if name not in left}
-    splits = {split: [n for n in pairs if split_of.get(n) == split] for split in SPLITS}
-    splits = splits if any(splits.values()) else {}
-    if splits and not splits["val"]:
+        split_of = _by_lists(root, names, list(pairs), problems)
+    splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
+    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
+    notes += _not_read(names, pairs)
+    if any(splits.values()) and not splits["val"]:
         notes.append("the folder gives no val: it is drawn from train")
-    masks_at = ""
-    for image, mask in list(pairs.items())[:1]:
-        masks_at = os.path.dirname(_file_of(mask))
-        notes.insert(0, ", ".join(filter(None, [f"{image} with {_file_of(mask)}", kind.said])))
-    return Layout(kind.name, pairs, splits, kind.classes, masks_at, problems, notes)
-
-
-def _file_of(mask: str | Drawing) -> str:
-    """The file that holds a mask, or a drawing."""
-    return mask.file if isinstance(mask, Drawing) else mask
-
-
-def _split_of(name: str, mask: str | Drawing, kind: Kind) -> str:
-    """The split that the path of an image says, or that of its COCO file; or ""."""
-    coco = f"{_file_of(mask)[:-5]}/" if kind.name == "coco" else ""
-    return read_name(name).split or read_name(coco).split
+    at = os.path.dirname(min(pairs.values(), default=""))
+    return Layout(kind.name, pairs, drawings, splits, kind.classes, at, problems, notes)
 
 
 def _pair(
@@ -159,24 +143,15 @@ def _pair(
     problems: list[str],
 ) -> dict[str, str]:
     """Image -> mask. Adds a problem for each without a partner where others beside have one."""
-    taken = set(masks)
-    images = [file for file in images if file not in taken]
-    for chosen in ([file for file in images if file.role], images):
-        keys = find_keys(chosen, masks)
-        if not keys.folders:
-            nearest = min((len(file.rest) for file in masks), default=0)
-            masks = [file for file in masks if len(file.rest) == nearest]
-        of_images, of_masks = defaultdict(list), defaultdict(list)
-        for file in chosen:
-            of_images[keys.of(file, False)].append(file)
-        for file in masks:
-            of_masks[keys.of(file, True)].append(file)
+    named = [file for file in images if file.role]
+    for chosen in (named, images):  # beside trainannot/, images lie in train/
+        way = find_way(chosen, masks)
+        of_images, of_masks = way.group(chosen, masks=False), way.group(masks, masks=True)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
     unsplit = {key for key in shared if not key[0]}
     shared = max(unsplit, shared - unsplit, key=len)  # of a set and its copy in splits one is read
-
     pairs = {}
     beside: dict[str, str] = {}  # folder -> that of the partners
     for key in shared:
@@ -184,16 +159,15 @@ def _pair(
         beside |= {image.folder: mask.folder, mask.folder: image.folder}
         if len(of_images[key]) == len(of_masks[key]) == 1:
             pairs[image.name] = mask.name
-    unread = {stem_of(name): name for name in names if Path(name).suffix.lower() not in SUFFIXES}
+    unread = {Path(name).stem: name for name in names if not is_image(name)}
     for found, others, what in ((of_images, of_masks, "mask"), (of_masks, of_images, "image")):
         for key, (first, *more) in found.items():
             if first.folder not in beside:
                 continue
-            for again in more:
-                same = os.path.basename(first.name)
-                problems.append(f"{again.name}: same name as {same}; keep one of them")
+            same = os.path.basename(first.name)
+            problems += [f"{file.name}: same name as {same}; keep one of them" for file in more]
             if key not in others:
-                stem = f"{keys.before}{key[2]}{keys.after}" if what == "mask" else key[2]
+                stem = f"{way.before}{key[2]}{way.after}" if what == "mask" else key[2]
                 other = unread.get(key[2])
                 why = f" ({other} is not read: save it as PNG)" if other else ""
                 problems.append(f"{first.name}: no {what} {beside[first.folder]}/{stem}.*{why}")
@@ -205,7 +179,7 @@ def _recognise(
     names: list[str],
     pairs: dict[str, str],
     task: str,
-) -> tuple[Kind, Pairs]:
+) -> tuple[Kind, dict[str, str]]:
     """The kind of the pairs, with its classes, and those pairs that belong to the task."""
     image, mask = min(pairs.items())
     kind = next(
@@ -229,7 +203,7 @@ def _recognise(
     return kind, pairs
 
 
-def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, Pairs]:
+def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str, str]]:
     """The one drone set that has masks for the task."""
     sets: dict[str, dict[str, str]] = defaultdict(dict)
     for image, mask in pairs.items():
@@ -258,13 +232,10 @@ def _drone_name(root: Path, pairs: dict[str, str]) -> str:
     for part in (root / min(pairs)).parts:
         if part in names:
             return names[part]
-    five = b"".join(code.to_bytes(3, "big") for code in DRONE_COLOURS.values())
     for mask in list(pairs.values())[:8]:
         with suppress(OSError), Image.open(root / mask) as image:  # named when all are read
             if np.asarray(image).max() > 4:
                 return "drone original"
-            if bytes(image.getpalette() or []).startswith(five):
-                return "drone"
     if not all(name.endswith(".png") for name in pairs):
         return "drone original"
     raise BadInput(
@@ -276,70 +247,62 @@ def _drone_name(root: Path, pairs: dict[str, str]) -> str:
 def _by_lists(
     root: Path,
     names: list[str],
-    around: str,
     images: list[str],
     problems: list[str],
 ) -> dict[str, str]:
-    """Image -> split, by ImageSets/Segmentation/*.txt, else by val.txt and its like above images.
+    """Image -> split, by ImageSets/Segmentation/*.txt, or else by val.txt and its like.
 
-    Where train is listed, an image in no list is UNLISTED, and so are problems with it; where it is
-    not, all others are train.
+    An image in no list is in no split, and may lack a mask; without a list of train it is of train.
     """
-    texts = [name for name in names if name.endswith(".txt")]
-    above = [name for name in texts if Path(around).is_relative_to(os.path.dirname(name))]
-    in_sets = [name for name in texts if "imagesets/segmentation/" in name.lower()]
+    texts = [Path(name) for name in names if name.endswith(".txt")]
+    in_sets = [text for text in texts if text.parent.name == "Segmentation"]
     lists: dict[str, set[str]] = defaultdict(set)
-    for name in in_sets or above:
-        split = MEANINGS.get(Path(name).stem.lower(), "")
-        lines = (root / name).read_text("utf-8", "replace").splitlines()
-        lists[split] |= {stem_of(line.strip(' "')) for line in lines if split or in_sets}
+    for text in in_sets or texts:
+        split = MEANINGS.get(text.stem.lower(), "")
+        if in_sets or split in SPLITS:
+            lines = (root / text).read_text("utf-8", "replace").splitlines()
+            lists[split] |= {stem_of(line.strip(' "')) for line in lines}
     listed = set().union(*lists.values())
-    stems = {stem_of(image) for image in images}
+    stems = set(map(stem_of, images))
     if not listed & stems:
-        return {}
+        return dict.fromkeys(images, "")
     if in_sets or lists["train"]:
         problems[:] = [each for each in problems if stem_of(each.split(":")[0]) in listed]
     problems += [f"{stem}: listed, but no image with a mask" for stem in sorted(listed - stems)]
-    if not any(lists[split] for split in SPLITS):
-        return {}
-    rest = UNLISTED if lists["train"] else "train"
+    rest = "" if in_sets or lists["train"] else "train"
     return {
         image: next((s for s in reversed(SPLITS) if stem_of(image) in lists[s]), rest)
         for image in images
     }
 
 
-def _not_read(names: list[str], pairs: Pairs) -> list[str]:
-    """Sentences that count the images of other folders, and files of other endings."""
-    used = {os.path.dirname(n) for image, mask in pairs.items() for n in (image, _file_of(mask))}
-    folders: Counter[str] = Counter()
-    endings: Counter[str] = Counter()
+def _not_read(names: list[str], pairs: dict[str, str]) -> list[str]:
+    """A sentence that counts images in other folders, and files of other endings."""
+    used = {*pairs, *pairs.values()}
+    folders = set(map(os.path.dirname, used))
+    counts: Counter[str] = Counter()
     for name in names:
-        folder, ending = os.path.dirname(name), Path(name).suffix.lower()
-        if ending in SUFFIXES and folder not in used:
-            folders[f"images in {folder}/"] += 1
-        if ending not in SUFFIXES and folder in used and ending != ".json":
-            endings[f"{ending} files beside images and masks"] += 1
-    return [
-        "not read: " + ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
-        for counts in (folders, endings)
-        if counts
-    ]
+        folder = os.path.dirname(name)
+        if is_image(name) and folder not in folders:
+            counts[f"images in {folder}/"] += 1
+        elif not is_image(name) and folder in folders and name not in used:
+            counts[f"{Path(name).suffix} files"] += 1
+    most = ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+    return [f"{counts.total()} files are not read: {most}"] if counts else []
 
 
 def _nearest(root: Path, files: list[str]) -> str:
     """What there is of images and masks: empty folders, and what the missing ones could be."""
-    folders = [path for path in sorted([*root.glob("*"), *root.glob("*/*")]) if path.is_dir()]
-    places = [f"{path.relative_to(root).as_posix()}/" for path in folders]
+    folders = [path for path in (*root.glob("*"), *root.glob("*/*")) if path.is_dir()]
+    places = sorted(f"{path.relative_to(root).as_posix()}/" for path in folders)
     roles = {place: read_name(place).role for place in places}
     for place in places:
         if roles[place] and not any(file.startswith(place) for file in files):
             return f"{place}: holds no images"
+    rest = ", ".join(place for place in places if not roles[place])
     for role, other in (("images", "masks"), ("masks", "images")):
-        there = [place for place in places if roles[place] == role]
-        if there and other not in roles.values():
-            rest = ", ".join(place for place in places if not roles[place]) or "no other folder"
-            return f"{there[0]} is there, {other}/ is not: is it one of these: {rest}?"
+        if role in roles.values() and other not in roles.values():
+            return f"{role}/ is there, {other}/ is not: is it one of these: {rest or 'none'}?"
     return "not a data set this program knows"
 
 
@@ -348,17 +311,15 @@ def fill_splits(layout: Layout, seed: int) -> Splits:
 
     BadInput where there is no train.
     """
-    given = layout.splits
-    if not given or not (given["val"] or given["test"]):
-        return split_names(list(layout.pairs), seed)
-    if not given["train"]:
-        parts = layout.masks.split("/")
-        train = "/".join("train" if MEANINGS.get(part) in SPLITS else part for part in parts)
-        raise BadInput(f"{train}/: missing; a set with its own splits has train and val")
-    if given["val"]:
-        return given
-    train, val = _shuffled(given["train"], seed)
-    return {"train": train, "val": val, "test": given["test"]}
+    train, val, test = (layout.splits[split] for split in SPLITS)
+    if not val and not test:
+        return split_names(train or list(layout.pairs), seed)
+    if not train:
+        place = re.sub(r"\b(val|test)\w*", "train", layout.masks)
+        raise BadInput(f"{place}/: missing; a set with its own splits has train and val")
+    if not val:
+        train, val = _shuffled(train, seed)
+    return {"train": train, "val": val, "test": test}
 
 
 def split_names(names: list[str], seed: int) -> Splits:

@@ -2,15 +2,14 @@
 
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
-ENDINGS = (
-    ".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .tga .jp2 .avif .json"
-)
-SUFFIXES = set(ENDINGS.split()) - {".json"}
-NO_DATA = re.compile(r"\..*|__macosx|thumbs\.db|desktop\.ini", re.IGNORECASE)
+TYPES = "png jpg jpeg jpe jfif bmp tif tiff webp gif ppm pgm pbm tga jp2 avif"
+SUFFIXES = {f".{kind}" for kind in TYPES.split()}
+HIDDEN = re.compile(r"\.|__macosx$|thumbs\.db$|desktop\.ini$", re.IGNORECASE)
 DEEPEST = 6  # folders below the root
 
 # What a word of a name says, in any case. Words stand between signs that are no letters or digits.
@@ -30,7 +29,7 @@ WORDS = {
 MEANINGS = {word: meaning for meaning, words in WORDS.items() for word in words.split()}
 # trainannot, train2017
 GLUED = re.compile(
-    r"^(train|training|val|valid|validation|test|testing|default)(?=annot|image|mask|label|\d)"
+    r"(?<![a-z0-9])(train|training|val|valid|validation|test|testing|default)(?=annot|image|mask|label|\d)"
 )
 # What may be added to the name of an image, or of a mask.
 ADDED = f"{IMAGES} {MASKS} l p labeltrainids labelids".replace(" ", "|")
@@ -57,14 +56,18 @@ def list_names(root: Path) -> list[str]:
     names = []
     for place, inner, files in os.walk(root, followlinks=True, onerror=fail):
         folder = Path(place).relative_to(root)
-        images = [name for name in inner if Path(name).suffix.lower() in SUFFIXES]  # named later
-        inner[:] = [name for name in inner if not NO_DATA.fullmatch(name) and name not in images]
-        if len(folder.parts) >= DEEPEST:
+        images = {name for name in inner if is_image(name)}  # which will be said to be folders
+        inner[:] = {name for name in inner if not HIDDEN.match(name)} - images
+        if len(folder.parts) == DEEPEST:
             inner.clear()
-        names += [
-            (folder / name).as_posix() for name in files + images if not NO_DATA.fullmatch(name)
-        ]
+        found = [name for name in (*files, *images) if not HIDDEN.match(name)]
+        names += [(folder / name).as_posix() for name in found]
     return sorted(names)
+
+
+def is_image(name: str) -> bool:
+    """Whether the ending is one of an image."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def read_name(name: str, outer: int = 0) -> File:
@@ -87,43 +90,44 @@ def read_name(name: str, outer: int = 0) -> File:
 
 def stem_of(name: str) -> str:
     """The name of a file without its endings: a of a.jpg.png."""
-    stem, ending = os.path.splitext(os.path.basename(name))
-    return stem_of(stem) if ending.lower() in ENDINGS.split() else stem + ending
+    path = Path(name)
+    ends = is_image(name) or path.suffix == ".json"
+    return stem_of(path.stem) if ends else path.name
 
 
-class Keys(NamedTuple):
-    """How an image and its mask get one key."""
+class Way(NamedTuple):
+    """How the stems of an image and its mask are made equal."""
 
     before: str  # what masks have before the image's stem
     after: str
     words: bool  # whether words like mask are taken out of all stems
     folders: bool  # whether the rest of the folders counts
 
-    def of(self, file: File, mask: bool) -> tuple[str, str, str]:
-        """Equal for an image and its mask."""
-        stem = file.stem
-        if mask:
-            stem = stem.removeprefix(self.before).removesuffix(self.after)
-        if self.words:
-            stem = ADDED_WORD.sub("", stem).strip("-_. ")
-        return file.split, file.rest if self.folders else "", stem
+    def group(self, files: list[File], *, masks: bool) -> dict[tuple[str, str, str], list[File]]:
+        """Split, other words and stem -> the files, of which there is one in sound sets."""
+        groups = defaultdict(list)
+        for file in files:
+            stem = file.stem
+            if masks:
+                stem = stem.removeprefix(self.before).removesuffix(self.after)
+            if self.words:
+                stem = ADDED_WORD.sub("", stem).strip("-_. ")
+            groups[file.split, file.rest if self.folders else "", stem].append(file)
+        return groups
 
 
-def find_keys(images: list[File], masks: list[File]) -> Keys:
-    """The keys by which the most images have a mask; other folders only where none has one."""
+def find_way(images: list[File], masks: list[File]) -> Way:
+    """The way in which the most images have a mask; folders do not count where none has one."""
     cuts = {("", "")}
     for mask in masks[:1] + masks[-1:]:
         for image in images:
             before, found, after = mask.stem.partition(image.stem)
-            number = before[-1:].isdigit() or after[:1].isdigit()  # 1 is not the image of 12
-            if found and not number:
+            if found and not (before[-1:] + after[:1]).isdigit():  # 1 is not the image of 12
                 cuts.add((before, after))
-    for folders in (True, False):
-        ways = [Keys(*cut, words, folders) for words in (False, True) for cut in sorted(cuts)]
-        counts = [
-            len({way.of(file, False) for file in images} & {way.of(file, True) for file in masks})
-            for way in ways
-        ]
-        if max(counts):
-            break
-    return ways[counts.index(max(counts))]
+
+    def pairs(way: Way) -> int:
+        return len(way.group(images, masks=False).keys() & way.group(masks, masks=True).keys())
+
+    ways = [Way(*cut, words, True) for words in (False, True) for cut in sorted(cuts)]
+    best = max(ways, key=pairs)
+    return best if pairs(best) else max((way._replace(folders=False) for way in ways), key=pairs)

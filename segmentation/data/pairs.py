@@ -32,23 +32,23 @@ class Pair(NamedTuple):
 def read_pair(
     root: Path,
     name: str,
-    mask: str | Drawing,
+    mask_name: str,
+    drawing: Drawing | None,
     table: ndarray,
     colours: dict[int, int] | None,
     size: Size | None,
 ) -> Pair | list[str]:
     """The cache entries of a pair, made now where missing; or all that is wrong with it.
 
-    name: the image, below root; mask: likewise, or what is drawn on the image. table: see
+    name, mask_name: the two files, below root; drawing: in the second, if it is JSON. table: see
     `label_table`; colours: see `ClassTable`.
     size: the image is resized to it; None: it keeps its own, as masks always do.
     """
     image_file = root / name
-    mask_name = mask.file if isinstance(mask, Drawing) else mask
     mask_file = root / mask_name
     try:
         image_key = _file_key(image_file)
-        mask_key = mask if isinstance(mask, Drawing) else _file_key(mask_file)
+        mask_key = drawing or _file_key(mask_file)
     except OSError as error:
         return [f"{name} or {mask_name}: cannot be opened ({error.strerror}); mend or remove it"]
     # The image's key holds the mask's too: an entry exists only if this pair's sizes were compared.
@@ -61,15 +61,11 @@ def read_pair(
 
     with _noting(problems, mask_name):
         if mask_record is None:
-            palette: list[list[int]] = []
-            if isinstance(mask, Drawing):
-                stored = paint(mask)
-            else:
-                stored, palette = read_mask(mask_file, colours)
+            stored, palette = (paint(drawing), []) if drawing else read_mask(mask_file, colours)
             mask_shape = stored.shape
             check_declared(histogram(stored), table)
-            labels = table.astype(np.uint8)[stored]
-            mask_record = store(mask_entry, labels, counts=histogram(labels), palette=palette)
+            mask = table.astype(np.uint8)[stored]
+            mask_record = store(mask_entry, mask, counts=histogram(mask), palette=palette)
 
     with _noting(problems, name):
         if image_record is None:
