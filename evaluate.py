@@ -31,7 +31,7 @@ from segmentation.data.datasets import (
     reopen_dataset,
 )
 from segmentation.data.images import read_image
-from segmentation.data.layouts import SUFFIXES
+from segmentation.data.names import SUFFIXES
 from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels

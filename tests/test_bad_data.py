@@ -369,16 +369,15 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
     ),
     "one pair": (lambda r: only(r, 1), {}, "cannot be split into train and val"),
     "no common stem": (
-        lambda r: [p.rename(f"{p}.png") for p in (r / "masks").iterdir()],
+        lambda r: [p.rename(p.with_stem(f"{int(p.stem) + 50}")) for p in (r / "masks").iterdir()],
         {},
-        "15.png.png: no image",
+        "no image has a mask of its name",
     ),
     "no good pair": (
         lambda r: [p.write_bytes(b"") for p in (r / "masks").iterdir()],
         {},
         ": 16 problems",
     ),
-    "no val": (lambda r: given_splits(r, "train"), {}, "val/images/: missing"),
     "no train masks": (
         lambda r: given_splits(r, "train", "val") or shutil.rmtree(r / "train/masks"),
         {},

@@ -313,7 +313,8 @@ def test_fit_all_trains_on_val_too_and_the_last_weights_are_the_result(
     assert counts == {"train": 21, "val": 0, "test": 3}
     said = capsys.readouterr().out
     assert "done" in said and "the last weights" in said and "val loss" not in said
-    history = list(csv.DictReader(open(out / "history.csv")))
+    with open(out / "history.csv") as file:
+        history = list(csv.DictReader(file))
     assert [row["val_miou"] for row in history] == ["", ""] and float(history[1]["train_miou"]) > 0
 
     assert run_script("evaluate", files[1]) == 0

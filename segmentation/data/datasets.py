@@ -26,8 +26,8 @@ from . import scenes
 from .cache import entry_of, load_array, tidy
 from .classes import drone_classes, numbered_classes
 from .labels import IGNORED, check_agreement, check_labels, label_table
-from .layouts import SPLITS, Layout, Splits, find_layout, split_names
-from .pairs import Pair, Size, read_pair, render_pair
+from .layouts import SPLITS, Layout, Splits, fill_splits, find_layout, split_names
+from .pairs import Pair, Size, clashing_palettes, read_pair, render_pair
 from .problems import listing
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
@@ -57,6 +57,7 @@ class SegmentationDataset:
     pairs: dict[str, Pair] = field(repr=False)
     read: Read = field(repr=False, compare=False)
     skipped: list[str] = field(default_factory=list)  # sentences on what was left out
+    notes: list[str] = field(default_factory=list)  # on what was recognised, and is not read
 
     def image(self, name: str) -> ndarray:
         """uint8 H x W x 3, a read-only memory map; of `image_size` if that is set."""
@@ -160,7 +161,7 @@ def open_dataset(
         layout = _layout_of(root, task)
         table = label_table(layout.classes, label_map)
         colours = layout.classes.colours if layout.classes else None
-        read = partial(read_pair, Path(root), layout.pairs, table, colours, size)
+        read = partial(read_pair, Path(root), layout.pairs, layout.drawings, table, colours, size)
     chosen = splits(layout) if callable(splits) else _choose_splits(root, layout, seed, splits)
     problems = [] if splits else list(layout.problems)
     pairs = _read_pairs(root, layout, chosen, read, problems, label_map, task)
@@ -191,6 +192,7 @@ def open_dataset(
         pairs,
         read,
         layout.problems if "all" in chosen else problems,
+        layout.notes,
     )
 
 
@@ -210,7 +212,7 @@ def _scenes_layout(task: str) -> Layout:
         for split, count in scenes.IMAGES_PER_SPLIT.items()
     }
     pairs = {name: name for names in splits.values() for name in names}
-    return Layout("scenes", pairs, splits, drone_classes(task), "scenes", [])
+    return Layout("scenes", pairs, {}, splits, drone_classes(task), "scenes", [], [])
 
 
 def _version_of_scenes() -> str:
@@ -242,7 +244,8 @@ def _read_pairs(
         else:
             problems += result
     counts = _count_labels(pairs.values())
-    nonsense = check_labels(counts, task, declared=layout.classes is not None)
+    clash = "" if layout.classes and layout.classes.colours else clashing_palettes(pairs)
+    nonsense = clash or check_labels(counts, task, declared=layout.classes is not None)
     if not nonsense and IGNORED not in label_map:
         nonsense = check_agreement([pair.counts for pair in pairs.values()])
     if nonsense:
@@ -274,7 +277,7 @@ def _choose_splits(
         raise BadInput(
             listing(f"{root}: {len(layout.pairs)} images with a mask", layout.problems or [alone])
         )
-    return layout.splits or split_names(list(layout.pairs), seed)
+    return fill_splits(layout, seed)
 
 
 def _in_threads(read: Read, splits: Splits) -> dict[str, Any]:
@@ -381,9 +384,10 @@ def choose_scored(
         return {"all": list(layout.pairs)}
     splits = dict(stored)
     if another:
-        splits = layout.splits or split_names(strange, seed)
+        given = any(layout.splits.values())
+        splits = layout.splits if given else split_names(strange, seed)
     elif not stored["test"]:  # the folder may have one that was not there in training
-        splits["test"] = sorted({*layout.splits.get("test", [])} & {*strange})
+        splits["test"] = sorted({*layout.splits["test"]} & {*strange})
     wanted = wanted or ("test" if splits["test"] else "val",)
     gone = [
         f"{name}: in the {split} split of the checkpoint"

@@ -48,11 +48,11 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
     return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_mask(path: Path, colours: dict[int, int] | None) -> ndarray:
-    """A mask file -> stored values, uint8 H x W.
+def read_mask(path: Path, colours: dict[int, int] | None) -> tuple[ndarray, list[list[int]]]:
+    """A mask file -> stored values, uint8 H x W, and [value, 0xRRGGBB] of its palette.
 
-    Grey and palette masks store the values themselves, colour masks the colours of classes.csv.
-    An alpha channel is dropped.
+    Grey and palette masks store the values themselves, colour masks the colours of classes.csv;
+    without it those of three equal channels store the values. An alpha channel is dropped.
 
     colours: 0xRRGGBB -> stored value, None without classes.csv.
     """
@@ -67,7 +67,7 @@ def read_mask(path: Path, colours: dict[int, int] | None) -> ndarray:
     if image.mode in ("RGB", "RGBA"):
         if ";16" in raw_mode:
             raise Unreadable("is a colour mask of more than 8 bits a channel; save it with 8 bits")
-        return _values_of_colours(np.asarray(image)[..., :3], colours)
+        return _values_of_colours(np.asarray(image)[..., :3], colours), []
     if image.mode not in ("1", "L", "P", "LA", "PA") and not image.mode.startswith("I"):
         raise Unreadable(
             f"is a mask of mode {image.mode}; save labels as an 8-bit grey or palette PNG"
@@ -82,9 +82,13 @@ def read_mask(path: Path, colours: dict[int, int] | None) -> ndarray:
                 f"stores the label {bad[0]} ({bad.size} pixels beyond 0..255); save labels 0..254"
             )
         stored = stored.astype(np.uint8)
-    if image.mode == "P" and colours:
-        _check_palette(image, stored, colours)
-    return stored
+    palette = _palette(image, stored) if image.mode == "P" else []
+    if colours and any(colours.get(code, index) != index for index, code in palette):
+        raise Unreadable(
+            "has the colours of classes.csv at other indices of its palette; "
+            "save it as RGB, or reorder"
+        )
+    return stored, palette
 
 
 def histogram(values: ndarray) -> list[int]:
@@ -151,6 +155,8 @@ def _raw_mode(image: Image.Image) -> str:
 def _values_of_colours(pixels: ndarray, colours: dict[int, int] | None) -> ndarray:
     """uint8 H x W x 3 -> stored values, uint8 H x W."""
     if colours is None:
+        if (pixels == pixels[..., :1]).all():
+            return pixels[..., 0]
         raise Unreadable(
             "is a colour mask; name the colours in classes.csv (index,name,r,g,b), "
             "or save labels as grey"
@@ -174,24 +180,11 @@ def _values_of_colours(pixels: ndarray, colours: dict[int, int] | None) -> ndarr
     return stored.astype(np.uint8)
 
 
-def _check_palette(
-    image: Image.Image,
-    stored: ndarray,
-    colours: dict[int, int],
-) -> None:
-    """Refuse a palette that gives the colours of classes.csv to other indices.
-
-    Such a mask was re-quantised by an image editor: its indices are not the labels.
-    """
+def _palette(image: Image.Image, stored: ndarray) -> list[list[int]]:
+    """[stored value, its colour 0xRRGGBB in the palette] for the values of a mask."""
     palette = image.getpalette("RGB") or []
-    named = {}
-    for index in np.unique(stored).tolist():
-        if 3 * index + 2 < len(palette):
-            code = int.from_bytes(palette[3 * index : 3 * index + 3], "big")
-            named[index] = colours.get(code)
-    values = list(named.values())
-    if None not in values and values != list(named):
-        raise Unreadable(
-            "has the colours of classes.csv at other indices of its palette; "
-            "save it as RGB, or reorder"
-        )
+    return [
+        [index, int.from_bytes(palette[3 * index : 3 * index + 3], "big")]
+        for index in np.unique(stored).tolist()
+        if 3 * index + 2 < len(palette)
+    ]

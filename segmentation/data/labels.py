@@ -11,6 +11,8 @@ from ..errors import BadInput
 from ..metrics import IGNORED
 from .problems import ANTIALIASED, Unreadable
 
+MOST_UNNAMED = 64  # labels that masks may hold without a table of classes
+
 Colour = list[int]  # red, green, blue, 0..255 each
 
 
@@ -100,16 +102,23 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
     counts: pixels of each label 0..255; declared: classes.csv or the layout names the classes.
     """
     present = np.flatnonzero(counts[:IGNORED]).tolist()
-    held = np.count_nonzero(counts)
-    in_two = np.sort(counts)[-2:].sum()
-    if not declared and held > 32 and in_two > 0.9 * counts.sum():
-        return f"masks hold {held} values, two of them in most pixels: {ANTIALIASED}"
+    held = np.flatnonzero(counts)
+    most = np.argsort(counts)[-2:]
+    # Antialiasing lies between two values; many sound classes beside a large one do not.
+    between = len(held) > 32 and set(most) == {held[0], held[-1]} and held[-1] > 127
+    if not declared and between and counts[most].sum() > 0.9 * counts.sum():
+        return f"masks hold {len(held)} values, two of them in most pixels: {ANTIALIASED}"
+    if not declared and len(present) > MOST_UNNAMED:
+        return (
+            f"masks hold {len(present)} different values: are these labels? Name them in "
+            "classes.csv; soft masks of two classes need --label-map 0-127=0,128-255=1"
+        )
     if counts[IGNORED] and present == [0]:
         return (
             "masks hold only 0 and 255, and 255 means ignored; "
             "where it is class 1 say --label-map 255=1"
         )
-    if declared or not held:
+    if declared or not len(held):
         return ""
     if len(present) < 2:
         return f"masks hold only the labels {present}; a segmentation needs two classes"
@@ -122,9 +131,10 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
         )
     if 2 * len(present) < highest + 1:
         advice = ",".join(f"{old}={new}" for new, old in enumerate(present) if old != new)
+        also = f" (255 is ignored: if it is a class, add ,255={len(present)})"
         return (
             f"masks hold only {len(present)} of the labels 0..{highest}: "
-            f"say --label-map {advice}, or write classes.csv"
+            f"say --label-map {advice}{also if counts[IGNORED] else ''}, or write classes.csv"
         )
     return ""
 

@@ -1,40 +1,33 @@
 """Known layouts of a data set: where images and masks lie, how they pair, which splits are given.
 
-A layout is recognised by what is in the folder. Image and mask pair by their exact stem, the file's
-name without its extension.
+A layout is recognised by what is in the folder.
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..errors import BadInput
-from .classes import CAMVID, ClassTable, drone_classes, read_classes
-
-SPLITS = ("train", "val", "test")
-SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".tga",
-    ".jp2",
-    ".avif",
-}
-DEEPEST = 4  # folders below the root in which drone sets are looked for
+from .classes import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    TABLES,
+    drone_classes,
+    numbered_classes,
+    read_classes,
+)
+from .drawn import Drawing, read_drawings
+from .labels import ClassTable
+from .names import MEANINGS, SPLITS, File, find_way, is_image, list_names, read_name, stem_of
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -43,22 +36,35 @@ and label_images_semantic/*.png beside it
 and images_semantic/*.png beside it
   drone, original: any original_images/*.jpg and label_images_semantic/*.png (0..23) beside it
   CamVid: train/, val/ (test/ if there is one) and trainannot/, valannot/ (testannot/)
-  generic: images/ and masks/, or train/images/, train/masks/, val/images/, ...; \
-and classes.csv: index,name,r,g,b"""
+  Cityscapes: leftImg8bit/ and gtFine/ with labelTrainIds or labelIds; ADE20K; Pascal VOC
+  generic: images/ and masks/, by these or other usual names, alone, in or around train/, val/ and
+    test/; or a.jpg and a_mask.png in one folder; and classes.csv: index,name,r,g,b
+  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons"""
+
 
 Splits = dict[str, list[str]]  # split -> names
 
 
-class Folders(NamedTuple):
-    """A folder of images and the folder of their masks."""
+class Kind(NamedTuple):
+    """A layout that the names of its files tell, and the classes where no table lies beside."""
 
-    images: Path
-    masks: Path
-    split: str | None = None  # None: the data set gives no splits
+    name: str
+    image: str = ""  # what the path of an image holds, in small letters
+    mask: str = ""
+    classes: ClassTable | None = None
+    said: str = ""  # of the classes
 
 
-# A layout whose files are not listed yet: its name, folders and classes.
-Recognised = tuple[str, list[Folders], ClassTable | None]
+KINDS = [
+    Kind("drone", "/original_images/", "images_semantic/"),
+    Kind("cityscapes", "_leftimg8bit.", "_labeltrainids.", CITYSCAPES, "its 19 classes"),
+    Kind("cityscapes", "_leftimg8bit.", "_labelids.", CITYSCAPES_IDS, "its 19 classes"),
+    Kind("ade20k", "/ade_", "/ade_", ADE20K, "150 classes, stored as 1..150; 0 is ignored"),
+    Kind("camvid", "/", "annot/", CAMVID, "its 11 classes; for others write classes.csv"),
+    Kind("pascal voc", "/jpegimages/", "/segmentationclass"),
+    Kind("generic"),
+]
+LABEL_ENDINGS = ("_labelids", "_labeltrainids")  # of Cityscapes; the last one there is taken
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,12 @@ class Layout:
 
     name: str
     pairs: dict[str, str]  # image -> mask, as names below the root; sorted
-    splits: Splits  # empty: the data set gives none
+    drawings: dict[str, Drawing]  # image -> what is drawn on it, where its mask is a JSON file
+    splits: Splits  # empty lists: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
-    masks: str  # the first folder of masks, below the root
-    problems: list[str]  # files without a partner, missing folders
+    masks: str  # the folder of the first mask, below the root
+    problems: list[str]  # files without a partner, drawings that cannot be painted
+    notes: list[str]  # what was recognised, what is not read
 
 
 def find_layout(root: Path, task: str) -> Layout:
@@ -78,95 +86,132 @@ def find_layout(root: Path, task: str) -> Layout:
 
     BadInput, with a list of the layouts looked for, if it is none of them.
     """
-    name, folders, classes = _recognise(root, task)
-    pairs: dict[str, str] = {}
-    splits: Splits = {}
-    problems: list[str] = []
-    for each in folders:
-        found = _pair(root, each, problems)
-        pairs |= found
-        if each.split:
-            splits[each.split] = sorted(found)
-    return Layout(
-        name,
-        dict(sorted(pairs.items())),
-        splits,
-        classes,
-        _name(root, folders[0].masks),
-        problems,
-    )
-
-
-def _recognise(root: Path, task: str) -> Recognised:
-    """The layout of the root, or of the only folder in it."""
     if not root.is_dir():
         raise BadInput(
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
-    inner = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-    bases = [root, *inner] if len(inner) == 1 else [root]
-    for base in bases:
-        recognised = _camvid(base, task) or _generic(base, task)
-        if recognised:
-            return recognised
-    recognised = _drone(root, task)
-    if recognised:
-        return recognised
-    raise BadInput(f"{root}: not a data set this program knows. It looked for{LOOKED_FOR}")
-
-
-def _child(folder: Path, *names: str) -> Path | None:
-    """The subfolder with one of these names, whatever its case."""
-    if not folder.is_dir():
-        return None
-    inner = (path for path in sorted(folder.iterdir()) if path.is_dir())
-    return next((path for path in inner if path.name.lower() in names), None)
-
-
-def _camvid(base: Path, task: str) -> Recognised | None:
-    """CamVid in SegNet's split, or None."""
-    if not ((base / "train").is_dir() and (base / "trainannot").is_dir()):
-        return None
-    if task == "binary":
-        raise BadInput(f"{base}: CamVid has 11 classes, not two; leave out --task binary")
-    folders = [Folders(base / split, base / f"{split}annot", split) for split in SPLITS]
-    return "camvid", folders, CAMVID
-
-
-def _generic(base: Path, task: str) -> Recognised | None:
-    """The generic layout, with splits or without, or None."""
-    folders = _images_and_masks(base)
-    if not folders:
-        by_split = {split: _images_and_masks(base / split, split) for split in SPLITS}
-        if not any(by_split.values()):
-            return None
-        for split, found in by_split.items():
-            missing = Folders(base / split / "images", base / split / "masks", split)
-            folders += found or [missing]
-    table = base / "classes.csv"
-    classes = read_classes(table) if table.exists() else None
-    if classes and task == "binary" and len(classes.names) != 2:
+    names = list_names(root)
+    files = list(filter(is_image, names))
+    around = os.path.commonpath(map(os.path.dirname, files)) if files else ""
+    images = [read_name(name, len(Path(around).parts)) for name in files]
+    masks = [file for file in images if file.role == "masks"]
+    masks = masks or [file for file in images if read_name(f"{file.stem}/").role == "masks"]
+    images = sorted(set(images) - set(masks))
+    for ending in LABEL_ENDINGS:
+        masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
+    problems: list[str] = []
+    drawings: dict[str, Drawing] = {}
+    pairs = _pair(names, images, masks, problems)
+    if pairs:
+        kind, pairs = _recognise(root, names, pairs, task)
+    elif images and masks:
         raise BadInput(
-            f"{table}: --task binary needs two classes, this table has {len(classes.names)}; "
+            f"{root}: no image has a mask of its name, nor has {images[0].name} the mask "
+            f"{masks[0].name}; before and after it all masks may have the same letters"
+        )
+    else:
+        name, classes, drawings = read_drawings(root, names, images, problems)
+        table = ClassTable(classes, numbered_classes(len(classes)).palette)
+        kind = Kind(name, classes=table, said="what no shape covers is background")
+        pairs = {image: drawing.file for image, drawing in drawings.items()}
+    if not pairs and not problems:
+        raise BadInput(f"{root}: {_nearest(root, files)}. The program looked for{LOOKED_FOR}")
+    if task == "binary" and kind.classes and len(kind.classes.names) != 2:
+        raise BadInput(
+            f"{root}: --task binary needs two classes, this table has {len(kind.classes.names)}; "
             "leave out --task binary"
         )
-    return "generic", folders, classes
+
+    split_of = {image: read_name(image).split for image in pairs}
+    if kind.name == "coco":  # instances_val.json, of images in one folder
+        split_of |= {image: read_name(f"{pairs[image][:-5]}/").split for image in pairs}
+    if not any(split_of.values()):
+        split_of = _by_lists(root, names, list(pairs), problems)
+    splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
+    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
+    notes += _not_read(names, pairs)
+    if any(splits.values()) and not splits["val"]:
+        notes.append("the folder gives no val: it is drawn from train")
+    at = os.path.dirname(min(pairs.values(), default=""))
+    return Layout(kind.name, pairs, drawings, splits, kind.classes, at, problems, notes)
 
 
-def _images_and_masks(folder: Path, split: str | None = None) -> list[Folders]:
-    """The folders images/ and masks/ in a folder; none where one is missing."""
-    images = _child(folder, "images", "image")
-    masks = _child(folder, "masks", "mask")
-    return [Folders(images, masks, split)] if images and masks else []
+def _pair(
+    names: list[str],
+    images: list[File],
+    masks: list[File],
+    problems: list[str],
+) -> dict[str, str]:
+    """Image -> mask. Adds a problem for each without a partner where others beside have one."""
+    named = [file for file in images if file.role]
+    for chosen in (named, images):  # beside trainannot/, images lie in train/
+        way = find_way(chosen, masks)
+        of_images, of_masks = way.group(chosen, masks=False), way.group(masks, masks=True)
+        shared = of_images.keys() & of_masks.keys()
+        if shared:
+            break
+    unsplit = {key for key in shared if not key[0]}
+    shared = max(unsplit, shared - unsplit, key=len)  # of a set and its copy in splits one is read
+    pairs = {}
+    beside: dict[str, str] = {}  # folder -> that of the partners
+    for key in shared:
+        image, mask = of_images[key][0], of_masks[key][0]
+        beside |= {image.folder: mask.folder, mask.folder: image.folder}
+        if len(of_images[key]) == len(of_masks[key]) == 1:
+            pairs[image.name] = mask.name
+    unread = {Path(name).stem: name for name in names if not is_image(name)}
+    for found, others, what in ((of_images, of_masks, "mask"), (of_masks, of_images, "image")):
+        for key, (first, *more) in found.items():
+            if first.folder not in beside:
+                continue
+            same = os.path.basename(first.name)
+            problems += [f"{file.name}: same name as {same}; keep one of them" for file in more]
+            if key not in others:
+                stem = f"{way.before}{key[2]}{way.after}" if what == "mask" else key[2]
+                other = unread.get(key[2])
+                why = f" ({other} is not read: save it as PNG)" if other else ""
+                problems.append(f"{first.name}: no {what} {beside[first.folder]}/{stem}.*{why}")
+    return dict(sorted(pairs.items()))
 
 
-def _drone(root: Path, task: str) -> Recognised | None:
-    """The one drone set below the root that has masks for the task, or None if there is no set."""
-    found: dict[str, list[Folders]] = {}
-    for name, folders in _drone_sets(root):
-        found.setdefault(name, []).append(folders)
-    if not found:
-        return None
+def _recognise(
+    root: Path,
+    names: list[str],
+    pairs: dict[str, str],
+    task: str,
+) -> tuple[Kind, dict[str, str]]:
+    """The kind of the pairs, with its classes, and those pairs that belong to the task."""
+    image, mask = min(pairs.items())
+    kind = next(
+        kind for kind in KINDS if kind.image in f"/{image}".lower() and kind.mask in mask.lower()
+    )
+    if kind.name == "drone":
+        return _drone(root, pairs, task)
+    folders = {os.path.dirname(name) for pair in pairs.items() for name in pair}
+    for file in TABLES:
+        tables = [
+            root / name
+            for name in names
+            if os.path.basename(name).lower() == file
+            and any(f"{folder}/".startswith(os.path.dirname(name)) for folder in folders)
+        ]
+        if len({table.read_bytes() for table in tables}) > 1:
+            raise BadInput(f"{tables[0]} and {tables[1]} differ: keep one table of classes")
+        if tables:
+            said = f"classes of {tables[0].relative_to(root)}"
+            return kind._replace(classes=read_classes(tables[0]), said=said), pairs
+    return kind, pairs
+
+
+def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str, str]]:
+    """The one drone set that has masks for the task."""
+    sets: dict[str, dict[str, str]] = defaultdict(dict)
+    for image, mask in pairs.items():
+        sets[os.path.dirname(mask)][image] = mask
+    found = defaultdict(list)
+    for folder in sets:
+        binary = os.path.basename(folder) == "images_semantic"
+        found["drone binary" if binary else _drone_name(root, sets[folder])].append(folder)
     name = "drone binary" if task == "binary" else "drone"
     if name not in found:
         name = "drone original"  # its ids can be grouped for either task
@@ -176,97 +221,117 @@ def _drone(root: Path, task: str) -> Recognised | None:
             f"{root}: holds {' and '.join(found)} only, no masks for the {task} task; {way}"
         )
     if len(found[name]) > 1:
-        places = ", ".join(str(folders.images.parent) for folders in found[name])
-        raise BadInput(f"{root}: several data sets: {places}; give --data one")
+        raise BadInput(f"{root}: several data sets: {', '.join(found[name])}; give --data one")
     classes = drone_classes(task, grouped=name != "drone original")
-    return name, found[name], classes
+    return Kind(name, classes=classes), sets[found[name][0]]
 
 
-def _drone_sets(root: Path) -> Iterator[tuple[str, Folders]]:
-    """The drone sets below the root, each with the name of its layout."""
-    for folder, inner, _ in os.walk(root, followlinks=True):
-        here = Path(folder)
-        if "original_images" in inner:
-            images = here / "original_images"
-            binary = here / "images_semantic"
-            labels = here / "label_images_semantic"
-            if binary.is_dir():
-                yield "drone binary", Folders(images, binary)
-            elif labels.is_dir():
-                yield _drone_name(images), Folders(images, labels)
-        if len(here.relative_to(root).parts) >= DEEPEST:
-            inner.clear()
-        inner[:] = [name for name in inner if name != "original_images" and name[0] != "."]
+def _drone_name(root: Path, pairs: dict[str, str]) -> str:
+    """The five-class set or the original: their folders have the same names."""
+    names = {"classes_dataset": "drone", "semantic_drone_dataset": "drone original"}
+    for part in (root / min(pairs)).parts:
+        if part in names:
+            return names[part]
+    for mask in list(pairs.values())[:8]:
+        with suppress(OSError), Image.open(root / mask) as image:  # named when all are read
+            if np.asarray(image).max() > 4:
+                return "drone original"
+    if not all(name.endswith(".png") for name in pairs):
+        return "drone original"
+    raise BadInput(
+        f"{root}: ids 0 to 4 can be five classes or the first of the original 24; "
+        "put the set into a folder classes_dataset/ or semantic_drone_dataset/"
+    )
 
 
-def _drone_name(images: Path) -> str:
-    """The five-class set or the original: their folders have the same names.
+def _by_lists(
+    root: Path,
+    names: list[str],
+    images: list[str],
+    problems: list[str],
+) -> dict[str, str]:
+    """Image -> split, by ImageSets/Segmentation/*.txt, or else by val.txt and its like.
 
-    The photographs are PNG in the first and JPEG in the other.
+    An image in no list is in no split, and may lack a mask; without a list of train it is of train.
     """
-    if "classes_dataset" in images.parts:
-        return "drone"
-    png = any(path.suffix.lower() == ".png" for path in images.iterdir())
-    return "drone" if png else "drone original"
+    texts = [Path(name) for name in names if name.endswith(".txt")]
+    in_sets = [text for text in texts if text.parent.name == "Segmentation"]
+    lists: dict[str, set[str]] = defaultdict(set)
+    for text in in_sets or texts:
+        split = MEANINGS.get(text.stem.lower(), "")
+        if in_sets or split in SPLITS:
+            lines = (root / text).read_text("utf-8", "replace").splitlines()
+            lists[split] |= {stem_of(line.strip(' "')) for line in lines}
+    listed = set().union(*lists.values())
+    stems = set(map(stem_of, images))
+    if not listed & stems:
+        return dict.fromkeys(images, "")
+    if in_sets or lists["train"]:
+        problems[:] = [each for each in problems if stem_of(each.split(":")[0]) in listed]
+    problems += [f"{stem}: listed, but no image with a mask" for stem in sorted(listed - stems)]
+    rest = "" if in_sets or lists["train"] else "train"
+    return {
+        image: next((s for s in reversed(SPLITS) if stem_of(image) in lists[s]), rest)
+        for image in images
+    }
 
 
-def _pair(root: Path, folders: Folders, problems: list[str]) -> dict[str, str]:
-    """Image -> mask, as names below the root. Adds a problem for each without a partner."""
-    image_folder = _name(root, folders.images)
-    mask_folder = _name(root, folders.masks)
-    if folders.split and not folders.images.is_dir() and not folders.masks.is_dir():
-        if folders.split != "test":
-            missing = "missing; a set with its own splits has train and val"
-            problems.append(f"{image_folder}/: {missing}")
-        return {}
-    images = _by_stem(root, folders.images, problems)
-    masks = _by_stem(root, folders.masks, problems)
-    pairs = {}
-    for stem, names in images.items():
-        partners = masks.get(stem, [])
-        if len(names) == len(partners) == 1:
-            pairs[names[0]] = partners[0]
-        if masks and not partners:
-            problems.append(f"{names[0]}: no mask {mask_folder}/{stem}.*")
-    for stem, names in masks.items():
-        if images and stem not in images:
-            problems.append(f"{names[0]}: no image {image_folder}/{stem}.*")
-    return pairs
+def _not_read(names: list[str], pairs: dict[str, str]) -> list[str]:
+    """A sentence that counts images in other folders, and files of other endings."""
+    used = {*pairs, *pairs.values()}
+    folders = set(map(os.path.dirname, used))
+    counts: Counter[str] = Counter()
+    for name in names:
+        folder = os.path.dirname(name)
+        if is_image(name) and folder not in folders:
+            counts[f"images in {folder}/"] += 1
+        elif not is_image(name) and folder in folders and name not in used:
+            counts[f"{Path(name).suffix} files"] += 1
+    most = ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+    return [f"{counts.total()} files are not read: {most}"] if counts else []
 
 
-def _by_stem(root: Path, folder: Path, problems: list[str]) -> dict[str, list[str]]:
-    """Stem -> names of the images in a folder.
+def _nearest(root: Path, files: list[str]) -> str:
+    """What there is of images and masks: empty folders, and what the missing ones could be."""
+    folders = [path for path in (*root.glob("*"), *root.glob("*/*")) if path.is_dir()]
+    places = sorted(f"{path.relative_to(root).as_posix()}/" for path in folders)
+    roles = {place: read_name(place).role for place in places}
+    for place in places:
+        if roles[place] and not any(file.startswith(place) for file in files):
+            return f"{place}: holds no images"
+    rest = ", ".join(place for place in places if not roles[place])
+    for role, other in (("images", "masks"), ("masks", "images")):
+        if role in roles.values() and other not in roles.values():
+            return f"{role}/ is there, {other}/ is not: is it one of these: {rest or 'none'}?"
+    return "not a data set this program knows"
 
-    Adds a problem if there are none, and for each repeated stem.
+
+def fill_splits(layout: Layout, seed: int) -> Splits:
+    """The splits of the folder; val is drawn from train where it is missing, all where none is.
+
+    BadInput where there is no train.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    if not files:
-        what = "holds no images" if folder.is_dir() else "missing"
-        problems.append(f"{_name(root, folder)}/: {what}")
-    result: dict[str, list[str]] = {}
-    for path in files:
-        name = _name(root, path)
-        same = result.setdefault(path.stem, [])
-        same.append(name)
-        if len(same) > 1:
-            problems.append(f"{name}: same name as {Path(same[0]).name}; keep one of them")
-    return result
-
-
-def _name(root: Path, path: Path) -> str:
-    """The path below the root."""
-    return path.relative_to(root).as_posix()
+    train, val, test = (layout.splits[split] for split in SPLITS)
+    if not val and not test:
+        return split_names(train or list(layout.pairs), seed)
+    if not train:
+        place = re.sub(r"\b(val|test)\w*", "train", layout.masks)
+        raise BadInput(f"{place}/: missing; a set with its own splits has train and val")
+    if not val:
+        train, val = _shuffled(train, seed)
+    return {"train": train, "val": val, "test": test}
 
 
 def split_names(names: list[str], seed: int) -> Splits:
     """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
     ordered = sorted(names)
     rest = len(ordered) - len(ordered) // 8
-    shuffled = np.random.default_rng(seed).permutation(ordered[:rest]).tolist()
-    train = rest * 4 // 5
-    return {
-        "train": sorted(shuffled[:train]),
-        "val": sorted(shuffled[train:]),
-        "test": ordered[rest:],
-    }
+    train, val = _shuffled(ordered[:rest], seed)
+    return {"train": train, "val": val, "test": ordered[rest:]}
+
+
+def _shuffled(names: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """Four fifths of the names, and the rest."""
+    shuffled = np.random.default_rng(seed).permutation(names).tolist()
+    train = len(names) * 4 // 5
+    return sorted(shuffled[:train]), sorted(shuffled[train:])

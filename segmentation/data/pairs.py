@@ -11,6 +11,7 @@ from PIL import Image
 
 from . import scenes
 from .cache import entry_of, load_array, load_record, store
+from .drawn import Drawing, paint
 from .images import histogram, read_image, read_mask
 from .labels import check_declared
 from .problems import Unreadable
@@ -25,11 +26,13 @@ class Pair(NamedTuple):
     mask: Path
     digest: str  # of the image file
     counts: list[int]  # pixels of each label 0..255
+    palette: list[list[int]]  # [stored value, 0xRRGGBB], where the mask has a palette
 
 
 def read_pair(
     root: Path,
     masks: dict[str, str],
+    drawings: dict[str, Drawing],
     table: ndarray,
     colours: dict[int, int] | None,
     size: Size | None,
@@ -37,16 +40,16 @@ def read_pair(
 ) -> Pair | list[str]:
     """The cache entries of a pair, made now where missing; or all that is wrong with it.
 
-    masks: image -> mask, as names below root; name: one of the images. table: see `label_table`;
-    colours: see `ClassTable`. size: the image is resized to it; None: it keeps its own, as masks
-    always do.
+    masks: image -> mask, as names below root; name: one of the images; drawings: of those whose
+    mask is JSON. table: see `label_table`; colours: see `ClassTable`. size: the image is resized to
+    it; None: it keeps its own, as masks always do.
     """
-    mask_name = masks[name]
+    mask_name, drawing = masks[name], drawings.get(name)
     image_file = root / name
     mask_file = root / mask_name
     try:
         image_key = _file_key(image_file)
-        mask_key = _file_key(mask_file)
+        mask_key = drawing or _file_key(mask_file)
     except OSError as error:
         return [f"{name} or {mask_name}: cannot be opened ({error.strerror}); mend or remove it"]
     # The image's key holds the mask's too: an entry exists only if this pair's sizes were compared.
@@ -59,11 +62,11 @@ def read_pair(
 
     with _noting(problems, mask_name):
         if mask_record is None:
-            stored = read_mask(mask_file, colours)
+            stored, palette = (paint(drawing), []) if drawing else read_mask(mask_file, colours)
             mask_shape = stored.shape
             check_declared(histogram(stored), table)
             mask = table.astype(np.uint8)[stored]
-            mask_record = store(mask_entry, mask, counts=histogram(mask))
+            mask_record = store(mask_entry, mask, counts=histogram(mask), palette=palette)
 
     with _noting(problems, name):
         if image_record is None:
@@ -80,7 +83,23 @@ def read_pair(
 
     if image_record is None or mask_record is None:
         return problems
-    return Pair(image_entry, mask_entry, image_record["digest"], mask_record["counts"])
+    facts = mask_record["counts"], mask_record["palette"]
+    return Pair(image_entry, mask_entry, image_record["digest"], *facts)
+
+
+def clashing_palettes(pairs: dict[str, Pair]) -> str:
+    """One sentence on two masks that give one index two colours; "" if there are none."""
+    seen: dict[int, tuple[int, str]] = {}
+    for name, pair in pairs.items():
+        for index, colour in pair.palette:
+            other, first = seen.setdefault(index, (colour, name))
+            if other != colour:
+                return (
+                    f"index {index} is #{other:06x} in the palette of the mask of {first}, "
+                    f"#{colour:06x} in that of {name}: these indices are no labels; "
+                    "save the masks as RGB and name the colours in classes.csv"
+                )
+    return ""
 
 
 @contextmanager
@@ -133,4 +152,4 @@ def render_pair(
     if record is None:
         mask = table.astype(np.uint8)[load_array(ids_entry)]
         record = store(mask_entry, mask, counts=histogram(mask))
-    return Pair(image_entry, mask_entry, name, record["counts"])
+    return Pair(image_entry, mask_entry, name, record["counts"], [])

@@ -4,7 +4,10 @@ A problem is such a sentence: the file, what is wrong with it, what to do.
 """
 
 LISTED = 50
-ANTIALIASED = "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1"
+ANTIALIASED = (
+    "edges are antialiased; for two classes say --label-map 0-127=0,128-255=1, "
+    "for more write classes.csv"
+)
 
 
 class Unreadable(Exception):

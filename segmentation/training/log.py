@@ -29,6 +29,8 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
         shares.append(f"and {ignored:.1%} of all pixels ignored")
     parameters = count_parameters(model)
     print(f"data: {data.layout}, {counts} images")
+    for sentence in data.notes:
+        print(f"data: {sentence}")
     print(f"train pixels: {', '.join(shares)}")
     if ignored > MUCH:
         print("warning: so much is ignored (255); where it is a class, say --label-map 255=NUMBER")

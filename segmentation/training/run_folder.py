@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -42,9 +42,6 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
 )
 
 
-LOCKED: list[TextIO] = []  # open until the process ends
-
-
 def open_run(out: Path, args: dict) -> dict | None:
     """Make the folder; the checkpoint in it to go on from, or None for a fresh run.
 
@@ -72,14 +69,13 @@ def open_run(out: Path, args: dict) -> dict | None:
 
 
 def lock(out: Path) -> None:
-    """BadInput if another process trains in this folder. The lock ends with this process.
+    """BadInput if another process trains in this folder.
 
-    Forked loader workers do not inherit a record lock.
+    The lock ends with this process, and forked loader workers do not inherit it.
     """
-    file = open(out / ".lock", "a")  # noqa: SIM115
-    LOCKED.append(file)
+    descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)  # closing it would unlock
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
             raise BadInput(

@@ -1,0 +1,133 @@
+"""What the path of a file says: image or mask, which split, and which others belong to it."""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+SPLITS = ("train", "val", "test")
+TYPES = "png jpg jpeg jpe jfif bmp tif tiff webp gif ppm pgm pbm tga jp2 avif"
+SUFFIXES = {f".{kind}" for kind in TYPES.split()}
+HIDDEN = re.compile(r"\.|__macosx$|thumbs\.db$|desktop\.ini$", re.IGNORECASE)
+DEEPEST = 6  # folders below the root
+
+# What a word of a name says, in any case. Words stand between signs that are no letters or digits.
+IMAGES = "image images img imgs input inputs photo photos rgb sat jpegimages leftimg8bit"
+MASKS = (
+    "mask masks label labels lab labs annotation annotations annot annots ann gt gtfine truth "
+    "groundtruth target targets seg segmentation semantic segmentationclass segmentationclasspng"
+)
+WORDS = {
+    "images": IMAGES,
+    "masks": MASKS,
+    "train": "train training",
+    "val": "val valid validation",
+    "test": "test testing",
+    "nothing": "default dir ground original set",
+}
+MEANINGS = {word: meaning for meaning, words in WORDS.items() for word in words.split()}
+# trainannot, train2017
+GLUED = re.compile(
+    r"(?<![a-z0-9])(train|training|val|valid|validation|test|testing|default)(?=annot|image|mask|label|\d)"
+)
+# What may be added to the name of an image, or of a mask.
+ADDED = f"{IMAGES} {MASKS} l p labeltrainids labelids".replace(" ", "|")
+ADDED_WORD = re.compile(rf"[-_. ]*(?<![a-z0-9])({ADDED})(?![a-z0-9])", re.IGNORECASE)
+
+
+class File(NamedTuple):
+    """A file below the root, and what its path says."""
+
+    name: str  # with the folders
+    folder: str
+    stem: str
+    role: str  # "images", "masks" or ""
+    split: str  # or ""
+    rest: str  # other words of the folders; an image's and its mask's are alike
+
+
+def list_names(root: Path) -> list[str]:
+    """All visible files below the root, sorted. OSError if a folder cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    names = []
+    for place, inner, files in os.walk(root, followlinks=True, onerror=fail):
+        folder = Path(place).relative_to(root)
+        images = {name for name in inner if is_image(name)}  # which will be said to be folders
+        inner[:] = {name for name in inner if not HIDDEN.match(name)} - images
+        if len(folder.parts) == DEEPEST:
+            inner.clear()
+        found = [name for name in (*files, *images) if not HIDDEN.match(name)]
+        names += [(folder / name).as_posix() for name in found]
+    return sorted(names)
+
+
+def is_image(name: str) -> bool:
+    """Whether the ending is one of an image."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def read_name(name: str, outer: int = 0) -> File:
+    """What a path says; the last folder that says a role or a split decides.
+
+    outer: folders around all of the files; they say no role.
+    """
+    *folders, last = name.split("/")
+    role = split = ""
+    rest = []
+    for depth in reversed(range(len(folders))):
+        words = re.split("[^a-z0-9]+", GLUED.sub(r"\1 ", folders[depth].lower()))
+        meanings = [MEANINGS.get(word) for word in words]
+        if depth >= outer:
+            role = role or next((each for each in ("masks", "images") if each in meanings), "")
+        split = split or next((each for each in SPLITS if each in meanings), "")
+        rest += [word for word in words if word not in MEANINGS]
+    return File(name, "/".join(folders), stem_of(last), role, split, " ".join(rest))
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without its endings: a of a.jpg.png."""
+    path = Path(name)
+    ends = is_image(name) or path.suffix == ".json"
+    return stem_of(path.stem) if ends else path.name
+
+
+class Way(NamedTuple):
+    """How the stems of an image and its mask are made equal."""
+
+    before: str  # what masks have before the image's stem
+    after: str
+    words: bool  # whether words like mask are taken out of all stems
+    folders: bool  # whether the rest of the folders counts
+
+    def group(self, files: list[File], *, masks: bool) -> dict[tuple[str, str, str], list[File]]:
+        """Split, other words and stem -> the files, of which there is one in sound sets."""
+        groups = defaultdict(list)
+        for file in files:
+            stem = file.stem
+            if masks:
+                stem = stem.removeprefix(self.before).removesuffix(self.after)
+            if self.words:
+                stem = ADDED_WORD.sub("", stem).strip("-_. ")
+            groups[file.split, file.rest if self.folders else "", stem].append(file)
+        return groups
+
+
+def find_way(images: list[File], masks: list[File]) -> Way:
+    """The way in which the most images have a mask; folders do not count where none has one."""
+    cuts = {("", "")}
+    for mask in masks[:1] + masks[-1:]:
+        for image in images:
+            before, found, after = mask.stem.partition(image.stem)
+            if found and not (before[-1:] + after[:1]).isdigit():  # 1 is not the image of 12
+                cuts.add((before, after))
+
+    def pairs(way: Way) -> int:
+        return len(way.group(images, masks=False).keys() & way.group(masks, masks=True).keys())
+
+    ways = [Way(*cut, words, True) for words in (False, True) for cut in sorted(cuts)]
+    best = max(ways, key=pairs)
+    return best if pairs(best) else max((way._replace(folders=False) for way in ways), key=pairs)
