@@ -24,7 +24,7 @@ from segmentation.arguments import command_line, evaluation_arguments
 from segmentation.data.classes import numbered_classes
 from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
 from segmentation.data.images import read_image
-from segmentation.data.names import SUFFIXES
+from segmentation.data.names import is_image, list_names, not_read
 from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels
@@ -286,15 +286,17 @@ def predict_folder(
 
 def find_images(folder: Path) -> list[Path]:
     try:
-        files = sorted(folder.iterdir())
-        paths = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+        names = list_names(folder)
     except OSError as error:
         raise BadInput(
             f"--images {folder} cannot be listed ({error.strerror}): give a folder of images"
         ) from error
-    if not paths:
+    found = {name for name in names if is_image(name) and (folder / name).parent == folder}
+    if not found:
         raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
-    return paths
+    for sentence in not_read(names, found):
+        distributed.say(sentence)
+    return [folder / name for name in sorted(found)]
 
 
 def predict_file(path: Path, out: Path, model: nn.Module, meta: dict, how: Prediction) -> str:
