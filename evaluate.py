@@ -12,7 +12,6 @@ import json
 import sys
 import time
 import warnings
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from segmentation.data.datasets import (
     reopen_dataset,
 )
 from segmentation.data.images import read_image
-from segmentation.data.names import SUFFIXES
+from segmentation.data.names import is_image, list_names, not_read
 from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, predict_labels
@@ -307,29 +306,19 @@ def predict_folder(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images in a folder; what else lies there, and images in subfolders, are counted aloud."""
+    """The images in a folder; what else lies there is counted aloud."""
     try:
-        files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+        names = list_names(folder)
     except OSError as error:
         raise BadInput(
             f"--images {folder} cannot be listed ({error.strerror}): give a folder of images"
         ) from error
-    images = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
-    others = Counter(path.suffix or path.name for path in files if path.is_file())
-    for path in images:
-        del others[path.suffix]
-    inner = [path for path in folder.glob("*/**/*") if path.suffix.lower() in SUFFIXES]
-    left = [f"{count} files {ending}" for ending, count in others.items()]
-    if inner:
-        left.append(f"{len(inner)} images in subfolders, such as {inner[0].parent}")
-    sentence = f"not read: {', '.join(left)}" if left else ""
-    if not images:
-        raise BadInput(
-            f"--images {folder} holds no images: give the folder that they are in. {sentence}"
-        )
-    if left:
-        distributed.say(f"{sentence}: save them as PNG or JPEG in {folder}")
-    return images
+    found = {name for name in names if is_image(name) and (folder / name).parent == folder}
+    if not found:
+        raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
+    for sentence in not_read(names, found):
+        distributed.say(sentence)
+    return [folder / name for name in sorted(found)]
 
 
 def predict_file(path: Path, out: Path, model: nn.Module, meta: dict, how: Prediction) -> str:

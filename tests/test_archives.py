@@ -1,5 +1,6 @@
 """Data sets as archives unpack: recognised, paired, and equal to the pixel to what was drawn."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate import find_images
 from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.errors import BadInput
 
@@ -365,6 +367,17 @@ def test_roboflow(tmp_path):
         open_dataset(str(root))
 
 
+def test_of_several_folders_of_masks_the_plainest_is_taken(tmp_path):
+    root = tmp_path / "data_semantics"
+    patterns = "training/image_2/{}_10.png", "training/semantic/{}_10.png"
+    expected = write(root, *patterns, numbers(16))
+    for other in ("semantic_rgb", "instance"):
+        write(root / "training", "x/{}.png", f"{other}/{{}}_10.png", numbers(16))
+    shutil.rmtree(root / "training/x")
+    data = check(root, expected)
+    assert any("16 images in training/semantic_rgb/" in note for note in data.notes)
+
+
 def test_labelme2voc(tmp_path):
     root = tmp_path / "data"
     expected = write(root, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", numbers(), palette)
@@ -510,3 +523,15 @@ def test_drone_sets_are_told_apart_by_their_labels(tmp_path, ending):
     (tmp_path / "semantic_drone_dataset").mkdir()
     root = root.rename(tmp_path / "semantic_drone_dataset/few")
     assert open_dataset(str(root)).layout == "drone original"
+
+
+def test_prediction_counts_what_it_does_not_read(tmp_path, capsys):
+    for index in range(3):
+        picture(tmp_path / f"{index}.png", index)
+        picture(tmp_path / f"2024/{index}.png", index)
+        (tmp_path / f"._{index}.png").write_bytes(b"\0\5\26\7")
+        (tmp_path / f"{index}.heic").write_bytes(b"heic")
+    assert [path.name for path in find_images(tmp_path)] == ["0.png", "1.png", "2.png"]
+    said = capsys.readouterr().out
+    assert "6 files are not read" in said
+    assert "3 .heic files" in said and "3 images in 2024/" in said

@@ -254,6 +254,21 @@ def test_what_coco_draws_otherwise_is_refused_by_name(tmp_path, case):
     assert "images/7.jpg" not in open_dataset(str(root), skip_bad=True).pairs
 
 
+def test_shapes_by_hand():
+    shapes = [
+        (1, "circle", [(20, 20), (25, 20)]),
+        (2, "line", [(30, 5), (50, 5)]),
+        (3, "point", [(50, 30)]),
+    ]
+    mask = paint(Drawing("", "", (WIDTH, HEIGHT), shapes))
+    rows, columns = np.nonzero(mask == 1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (15, 25, 15, 25)
+    assert (mask[20, 15:26] == 1).all() and mask[15, 15] == 0
+    assert (mask[1:10, 31:50] == 2).all() and mask[12, 40] == 0  # ten pixels wide
+    assert (mask[30, 45:56] == 3).all() and (mask == 3).sum() == (mask == 1).sum()
+    assert np.array_equal(paint(Drawing("", "", (2, 3), [])), np.zeros((3, 2)))
+
+
 def shapes() -> list[tuple[str, list[list[float]]]]:
     """Shapes of all kinds, some partly outside of the image, some with a shared border."""
     random = np.random.default_rng(0)
@@ -271,37 +286,36 @@ def shapes() -> list[tuple[str, list[list[float]]]]:
     return result
 
 
+def painted(kind: str, points: list[list[float]]) -> np.ndarray:
+    shape = 1, kind, [(x, y) for x, y in points]
+    return paint(Drawing("", "", (WIDTH, HEIGHT), [shape])) == 1
+
+
 def test_shapes_are_those_of_labelme():
-    labelme_shape = pytest.importorskip("labelme.utils.shape")
+    oracle = pytest.importorskip("labelme.utils.shape").shape_to_mask
     for kind, points in shapes():
-        painted = paint(Drawing("", (WIDTH, HEIGHT), [(1, kind, [tuple(p) for p in points])]))
-        sorted_points = np.sort(points, axis=0).tolist() if kind == "rectangle" else points
-        oracle = labelme_shape.shape_to_mask((HEIGHT, WIDTH), sorted_points, kind)
-        assert np.array_equal(painted == 1, oracle), (kind, points)
+        ordered = np.sort(points, axis=0).tolist() if kind == "rectangle" else points
+        expected = oracle((HEIGHT, WIDTH), ordered, kind)
+        assert np.array_equal(painted(kind, points), expected), (kind, points)
 
 
 def test_polygons_differ_from_cocos_only_at_their_outline():
     """COCO counts the pixels whose centre a polygon covers; Pillow paints its outline too."""
-    coco_mask = pytest.importorskip("pycocotools.mask")
+    oracle = pytest.importorskip("pycocotools.mask")
     for kind, points in shapes():
         if kind == "polygon":
-            painted = paint(Drawing("", (WIDTH, HEIGHT), [(1, kind, [tuple(p) for p in points])]))
-            codes = coco_mask.frPyObjects([flat(points)], HEIGHT, WIDTH)
-            oracle = coco_mask.decode(coco_mask.merge(codes))
-            outline = paint(
-                Drawing("", (WIDTH, HEIGHT), [(1, "linestrip", [tuple(p) for p in points])])
-            )
-            assert not ((painted != oracle) & (near(points) == 0)).any()
-            assert outline.any()
+            codes = oracle.frPyObjects([flat(points)], HEIGHT, WIDTH)
+            expected = oracle.decode(oracle.merge(codes)) == 1
+            assert not ((painted(kind, points) != expected) & ~near(points)).any()
 
 
 def near(points: list[list[float]]) -> np.ndarray:
-    """1 within 1.5 pixels of the outline, 0 elsewhere."""
+    """Where the outline is closer than 1.5 pixels."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    result = np.zeros((HEIGHT, WIDTH), np.uint8)
+    result = np.zeros((HEIGHT, WIDTH), bool)
     for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]], strict=True):
         length = (x2 - x1) ** 2 + (y2 - y1) ** 2 or 1
         along = np.clip(((x - x1) * (x2 - x1) + (y - y1) * (y2 - y1)) / length, 0, 1)
         far = np.hypot(x - x1 - along * (x2 - x1), y - y1 - along * (y2 - y1))
-        result |= (far < 1.5).astype(np.uint8)
+        result |= far < 1.5
     return result

@@ -32,6 +32,7 @@ class Drawing(NamedTuple):
     """The shapes drawn on one image, in the order of their file."""
 
     file: str
+    image: str  # as the file calls it
     size: tuple[int, int]  # width, height
     shapes: list[Shape]
 
@@ -73,13 +74,14 @@ def read_drawings(
                 contents[name].pop("imageData", None)  # labelme's copy of the image
             except (OSError, ValueError, AttributeError):
                 problems.append(f"{name}: cannot be read as a JSON object; export it again")
-    kind, key, read = "coco", "categories", _coco
-    if not any(key in content for content in contents.values()):
-        kind, key, read = "labelme", "shapes", _labelme
-    files = [name for name in contents if key in contents[name]]
-    files = [name for name in files if "instances" in name] or files  # COCO has other files too
-    sketches: list[tuple[str, Drawing]] = []
+    kind, read = "coco", _coco
+    files = [name for name in contents if "categories" in contents[name]]
+    files = [name for name in files if "instances" in name] or files  # beside keypoints and stuff
+    if not files:
+        kind, read = "labelme", _labelme
+        files = [name for name in contents if "shapes" in contents[name]]
     classes: list[str] = []
+    sketches: list[Drawing] = []
     for file in files:
         try:
             sketches += read(file, contents[file], classes)
@@ -94,15 +96,17 @@ def read_drawings(
         by_stem[image.stem].append(image)
     drawings: dict[str, Drawing] = {}
     folders = set()
-    for name, sketch in sketches:
+    for sketch in sketches:
         try:
-            image = _image_of(sketch.file, name, by_stem[stem_of(name)])
+            image = _image_of(sketch, by_stem[stem_of(sketch.image)])
             if image.name in drawings:
                 raise Unreadable(f"is drawn in {drawings[image.name].file} too; keep one of them")
-            shapes = [(labels[label], *_checked(label, *rest)) for label, *rest in sketch.shapes]
+            for shape in sketch.shapes:
+                _check(*shape)
         except Unreadable as reason:
-            problems.append(f"{sketch.file}: {name} {reason}")
+            problems.append(f"{sketch.file}: {sketch.image} {reason}")
             continue
+        shapes = [(labels[name], kind, points) for name, kind, points in sketch.shapes]
         drawings[image.name] = sketch._replace(shapes=shapes)
         folders.add(image.folder)
     problems += [
@@ -113,26 +117,18 @@ def read_drawings(
     return kind, classes, drawings
 
 
-def _labelme(
-    file: str,
-    content: dict[str, Any],
-    classes: list[str],
-) -> Iterator[tuple[str, Drawing]]:
-    """The name of the image of a labelme file, and what is drawn on it. Adds to the classes."""
+def _labelme(file: str, content: dict[str, Any], classes: list[str]) -> Iterator[Drawing]:
+    """What is drawn in a labelme file. Adds to the classes."""
     shapes = []
     for shape in content["shapes"]:
         kind = (shape.get("shape_type") or "polygon").replace("oriented_rectangle", "polygon")
         shapes.append((shape["label"], kind, [(x, y) for x, y in shape["points"]]))
         classes.append(shape["label"])
-    yield file, Drawing(file, (content["imageWidth"], content["imageHeight"]), shapes)
+    yield Drawing(file, file, (content["imageWidth"], content["imageHeight"]), shapes)
 
 
-def _coco(
-    file: str,
-    content: dict[str, Any],
-    classes: list[str],
-) -> Iterator[tuple[str, Drawing]]:
-    """The name of each image of a COCO file, and what is drawn on it. Adds to the classes."""
+def _coco(file: str, content: dict[str, Any], classes: list[str]) -> Iterator[Drawing]:
+    """What is drawn on each image of a COCO file. Adds to the classes in the order of their ids."""
     names = {each["id"]: each["name"] for each in content["categories"]}
     classes += [names[key] for key in sorted(names)]
     shapes = defaultdict(list)
@@ -144,18 +140,20 @@ def _coco(
             shapes[each["image_id"]].append((names[each["category_id"]], kind, points))
     for each in content["images"]:
         name = each["file_name"].replace("\\", "/")
-        yield name, Drawing(file, (each["width"], each["height"]), shapes[each["id"]])
+        yield Drawing(file, name, (each["width"], each["height"]), shapes[each["id"]])
 
 
-def _image_of(file: str, name: str, images: list[File]) -> File:
-    """Of the images of its stem the one that a file calls by a name. Unreadable if it is not one.
+def _image_of(drawing: Drawing, images: list[File]) -> File:
+    """Of the images of its stem the one that a drawing is of. Unreadable unless it is one.
 
-    Its path ends so, else it is of the split that the file says, else in the same folder.
+    It is the one whose path ends as the file says; or that of the split
+    which the file's name says; or that beside the file.
     """
-    said = read_name(f"{stem_of(file)}/").split
+    said = read_name(f"{stem_of(drawing.file)}/").split
 
     def fits(image: File) -> tuple[bool, ...]:
-        return image.name.endswith(name), image.split == said, file.startswith(f"{image.folder}/")
+        beside = drawing.file.startswith(f"{image.folder}/")
+        return image.name.endswith(drawing.image), image.split == said, beside
 
     best = [image for image in images if fits(image) == max(map(fits, images))]
     if len(best) != 1:
@@ -163,10 +161,9 @@ def _image_of(file: str, name: str, images: list[File]) -> File:
     return best[0]
 
 
-def _checked(label: str, kind: str, points: Points) -> tuple[str, Points]:
-    """Kind and points of a shape. Unreadable if it cannot be painted."""
+def _check(name: str, kind: str, points: Points) -> None:
+    """Unreadable if a shape of this class cannot be painted."""
     if kind not in POINTS:
-        raise Unreadable(f"has a shape of {label} that is a {kind}: export it as polygons")
+        raise Unreadable(f"has a shape of {name} that is a {kind}: export it as polygons")
     if len(points) < POINTS[kind] or not np.isfinite(points).all():
-        raise Unreadable(f"has a {kind} of {label} that lacks points: draw it again")
-    return kind, points
+        raise Unreadable(f"has a {kind} of {name} that lacks points: draw it again")

@@ -5,7 +5,7 @@ A layout is recognised by what is in the folder.
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,17 @@ from .classes import (
 )
 from .drawn import Drawing, read_drawings
 from .labels import ClassTable
-from .names import MEANINGS, SPLITS, File, find_way, is_image, list_names, read_name, stem_of
+from .names import (
+    MEANINGS,
+    SPLITS,
+    File,
+    find_way,
+    is_image,
+    list_names,
+    not_read,
+    read_name,
+    stem_of,
+)
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -129,7 +139,7 @@ def find_layout(root: Path, task: str) -> Layout:
         split_of = _by_lists(root, names, list(pairs), problems)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
     notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
-    notes += _not_read(names, pairs)
+    notes += not_read(names, {*pairs, *pairs.values()})
     if any(splits.values()) and not splits["val"]:
         notes.append("the folder gives no val: it is drawn from train")
     at = os.path.dirname(min(pairs.values(), default=""))
@@ -146,6 +156,9 @@ def _pair(
     named = [file for file in images if file.role]
     for chosen in (named, images):  # beside trainannot/, images lie in train/
         way = find_way(chosen, masks)
+        if not way.folders:  # of semantic/ and semantic_rgb/ the first
+            shortest = min((file.rest for file in masks), key=len, default="")
+            masks = [file for file in masks if file.rest == shortest]
         of_images, of_masks = way.group(chosen, masks=False), way.group(masks, masks=True)
         shared = of_images.keys() & of_masks.keys()
         if shared:
@@ -228,16 +241,15 @@ def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str
 
 def _drone_name(root: Path, pairs: dict[str, str]) -> str:
     """The five-class set or the original: their folders have the same names."""
-    names = {"classes_dataset": "drone", "semantic_drone_dataset": "drone original"}
-    for part in (root / min(pairs)).parts:
-        if part in names:
-            return names[part]
+    place = f"{root}/{min(pairs)}"
+    if "classes_dataset/" in place:
+        return "drone"
+    if "semantic_drone_dataset/" in place or not all(name.endswith(".png") for name in pairs):
+        return "drone original"
     for mask in list(pairs.values())[:8]:
         with suppress(OSError), Image.open(root / mask) as image:  # named when all are read
             if np.asarray(image).max() > 4:
                 return "drone original"
-    if not all(name.endswith(".png") for name in pairs):
-        return "drone original"
     raise BadInput(
         f"{root}: ids 0 to 4 can be five classes or the first of the original 24; "
         "put the set into a folder classes_dataset/ or semantic_drone_dataset/"
@@ -276,29 +288,14 @@ def _by_lists(
     }
 
 
-def _not_read(names: list[str], pairs: dict[str, str]) -> list[str]:
-    """A sentence that counts images in other folders, and files of other endings."""
-    used = {*pairs, *pairs.values()}
-    folders = set(map(os.path.dirname, used))
-    counts: Counter[str] = Counter()
-    for name in names:
-        folder = os.path.dirname(name)
-        if is_image(name) and folder not in folders:
-            counts[f"images in {folder}/"] += 1
-        elif not is_image(name) and folder in folders and name not in used:
-            counts[f"{Path(name).suffix} files"] += 1
-    most = ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
-    return [f"{counts.total()} files are not read: {most}"] if counts else []
-
-
 def _nearest(root: Path, files: list[str]) -> str:
     """What there is of images and masks: empty folders, and what the missing ones could be."""
     folders = [path for path in (*root.glob("*"), *root.glob("*/*")) if path.is_dir()]
     places = sorted(f"{path.relative_to(root).as_posix()}/" for path in folders)
     roles = {place: read_name(place).role for place in places}
-    for place in places:
-        if roles[place] and not any(file.startswith(place) for file in files):
-            return f"{place}: holds no images"
+    empty = [place for place in places if roles[place] and place not in " ".join(files)]
+    if empty:
+        return f"{', '.join(empty)}: holds no images"
     rest = ", ".join(place for place in places if not roles[place])
     for role, other in (("images", "masks"), ("masks", "images")):
         if role in roles.values() and other not in roles.values():

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,20 @@ def list_names(root: Path) -> list[str]:
 def is_image(name: str) -> bool:
     """Whether the ending is one of an image."""
     return Path(name).suffix.lower() in SUFFIXES
+
+
+def not_read(names: list[str], read: set[str]) -> list[str]:
+    """A sentence that counts images in other folders than those read, and files beside them."""
+    folders = set(map(os.path.dirname, read))
+    counts: Counter[str] = Counter()
+    for name in names:
+        folder = os.path.dirname(name)
+        if is_image(name) and folder not in folders:
+            counts[f"images in {folder}/"] += 1
+        elif not is_image(name) and folder in folders and name not in read:
+            counts[f"{Path(name).suffix} files"] += 1
+    most = ", ".join(f"{count} {what}" for what, count in counts.most_common(5))
+    return [f"{counts.total()} files are not read: {most}"] if counts else []
 
 
 def read_name(name: str, outer: int = 0) -> File:
