@@ -43,6 +43,8 @@ def load_segformer(make: type[SegFormer], weights: Weights) -> SegFormer:
     if classifier is None:
         advice = f"load it with --encoder-weights {path}"
         raise BadInput(f"{path} holds an encoder without decode_head.classifier: {advice}")
+    if len(classifier) < 2:
+        raise BadInput(f"{path} has one class: a softmax needs two, the background among them")
     model = make(len(classifier), variant, decoder="mlp", norm_eps=NORM_EPS)
     model.classes = class_names(path.with_name("config.json"), len(classifier))
     processor = path.with_name("preprocessor_config.json")
