@@ -108,7 +108,8 @@ def check_settings(saved: dict, args: dict, last: Path) -> None:
             settings[name] = [os.path.abspath(file) for file in files]
     changed = []
     for name, value in now.items():
-        if name not in FREE_ON_RESUME and value != before.get(name):
+        known = before.get(name) or None  # older runs lack the newest flags, which were off
+        if name not in FREE_ON_RESUME and (value or None) != known:
             changed.append(f"--{name.replace('_', '-')} {value} (was {before.get(name)})")
     if changed:
         raise BadInput(
