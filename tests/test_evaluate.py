@@ -115,8 +115,9 @@ def test_images_of_any_mode_become_labels_overlay_and_confidence(
 ):
     assert run_script("evaluate", checkpoint, "--images", colourful, "--out", tmp_path / "out") == 0
     meta = read_checkpoint(checkpoint)
-    device, *lines = capsys.readouterr().out.splitlines()
+    device, unread, *lines = capsys.readouterr().out.splitlines()
     assert device.startswith("device: cpu, ")
+    assert unread == "1 files are not read: 1 .txt files"
     assert [line.split()[:2] for line in lines] == [
         ["1/3", "alpha.PNG"],
         ["2/3", "grey.png"],

@@ -62,7 +62,7 @@ class Kind(NamedTuple):
     image: str = ""  # what the path of an image holds, in small letters
     mask: str = ""
     classes: ClassTable | None = None
-    said: str = ""  # of the classes
+    said: str = "its classes are numbers"
 
 
 KINDS = [
@@ -211,8 +211,9 @@ def _recognise(
         if len({table.read_bytes() for table in tables}) > 1:
             raise BadInput(f"{tables[0]} and {tables[1]} differ: keep one table of classes")
         if tables:
-            said = f"classes of {tables[0].relative_to(root)}"
-            return kind._replace(classes=read_classes(tables[0]), said=said), pairs
+            classes = read_classes(tables[0])
+            said = f"classes of {tables[0].name}{', 0 is ignored' if classes.labels else ''}"
+            return kind._replace(classes=classes, said=said), pairs
     return kind, pairs
 
 
@@ -236,7 +237,7 @@ def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str
     if len(found[name]) > 1:
         raise BadInput(f"{root}: several data sets: {', '.join(found[name])}; give --data one")
     classes = drone_classes(task, grouped=name != "drone original")
-    return Kind(name, classes=classes), sets[found[name][0]]
+    return Kind(name, classes=classes, said="its own classes"), sets[found[name][0]]
 
 
 def _drone_name(root: Path, pairs: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ HIDDEN = re.compile(r"\.|__macosx$|thumbs\.db$|desktop\.ini$", re.IGNORECASE)
 DEEPEST = 6  # folders below the root
 
 # What a word of a name says, in any case. Words stand between signs that are no letters or digits.
-IMAGES = "image images img imgs input inputs photo photos rgb sat jpegimages leftimg8bit"
+IMAGES = "image images img imgs input inputs photo photos jpegimages leftimg8bit"
 MASKS = (
     "mask masks label labels lab labs annotation annotations annot annots ann gt gtfine truth "
     "groundtruth target targets seg segmentation semantic segmentationclass segmentationclasspng"
@@ -32,7 +32,7 @@ GLUED = re.compile(
     r"(?<![a-z0-9])(train|training|val|valid|validation|test|testing|default)(?=annot|image|mask|label|\d)"
 )
 # What may be added to the name of an image, or of a mask.
-ADDED = f"{IMAGES} {MASKS} l p labeltrainids labelids".replace(" ", "|")
+ADDED = f"{IMAGES} {MASKS} l p rgb sat labeltrainids labelids".replace(" ", "|")
 ADDED_WORD = re.compile(rf"[-_. ]*(?<![a-z0-9])({ADDED})(?![a-z0-9])", re.IGNORECASE)
 
 
