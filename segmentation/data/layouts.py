@@ -159,7 +159,7 @@ def _pair(
         if not way.folders:  # of semantic/ and semantic_rgb/ the first
             shortest = min((file.rest for file in masks), key=len, default="")
             masks = [file for file in masks if file.rest == shortest]
-        of_images, of_masks = way.group(chosen, masks=False), way.group(masks, masks=True)
+        of_images, of_masks = way.group(chosen), way.group(masks)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
