@@ -114,6 +114,7 @@ FOLDERS = [
     ("images", "annotations"),
     ("images", "annotations/trimaps"),
     ("images", "gt"),
+    ("images", "annot"),
     ("image", "ground_truth"),
     ("images_png", "masks_png"),
     ("Original_Images", "Segmentation_Masks"),
@@ -362,6 +363,7 @@ def test_roboflow(tmp_path):
     (root / "README.roboflow.txt").write_text("a text")
     data = check(root, expected)
     assert data.classes == ["unlabeled", "cat", "dog", "a bird"] and counts(data) == SPLITS
+    assert len(data.notes) == 1 and "_classes.csv" in data.notes[0]
     (root / "test/_classes.csv").write_text("Pixel Value, Class\n0, cat\n1, dog\n")
     with pytest.raises(BadInput, match=r"_classes.csv differ: keep one"):
         open_dataset(str(root))
@@ -455,6 +457,8 @@ def test_of_a_set_and_its_copy_in_splits_one_is_read(tmp_path):
 def test_an_unknown_folder_gets_the_nearest_match(tmp_path):
     root = tmp_path / "data"
     write(root, "images/{}.png", "painted/{}.png", numbers())
+    (root / "broken.json").write_text("{")
+    (root / "list.json").write_text("[]")
     with pytest.raises(BadInput, match=r"images/ is there, masks/ is not: .* painted/\?"):
         open_dataset(str(root))
 

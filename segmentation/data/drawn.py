@@ -66,20 +66,24 @@ def read_drawings(
 
     names: all files below the root.
     """
-    contents = {}
+    contents: dict[str, dict[str, Any]] = {}
+    broken = []
     for name in names:
         if name.endswith(".json"):
             try:
-                contents[name] = json.loads((root / name).read_bytes())
-                contents[name].pop("imageData", None)  # labelme's copy of the image
-            except (OSError, ValueError, AttributeError):
-                problems.append(f"{name}: cannot be read as a JSON object; export it again")
+                content = json.loads((root / name).read_bytes())
+            except (OSError, ValueError):
+                broken.append(f"{name}: cannot be read as JSON; export it again, or remove it")
+                continue
+            contents[name] = content if isinstance(content, dict) else {}
+            contents[name].pop("imageData", None)  # labelme's copy of the image
     kind, read = "coco", _coco
     files = [name for name in contents if "categories" in contents[name]]
     files = [name for name in files if "instances" in name] or files  # beside keypoints and stuff
     if not files:
         kind, read = "labelme", _labelme
         files = [name for name in contents if "shapes" in contents[name]]
+    problems += broken if files else []
     classes: list[str] = []
     sketches: list[Drawing] = []
     for file in files:
