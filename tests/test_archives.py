@@ -169,6 +169,8 @@ ADDED = [
     ("{}.jpg", "{}_mask.png"),
     ("{}_sat.jpg", "{}_mask.png"),
     ("images/{}.jpg", "images/{}_mask.png"),
+    ("segmentation labels/{}.jpg", "segmentation labels/{}_mask.png"),
+    ("segmentation labels/train/{}.jpg", "segmentation labels/train_masks/{}.png"),
     ("kaggle_3m/TCGA/TCGA_{}.tif", "kaggle_3m/TCGA/TCGA_{}_mask.tif"),
     (
         "ISIC_Task1-2_Training_Input/ISIC_{}.jpg",
@@ -469,6 +471,14 @@ def test_names_without_anything_in_common_are_one_line(tmp_path):
     with pytest.raises(BadInput, match="no image has a mask of its name") as caught:
         open_dataset(str(root))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_number_is_no_part_of_another(tmp_path):
+    root = tmp_path / "data"
+    for image, mask in (("1", "11"), ("2", "12"), ("3", "13")):
+        write(root, "images/{}.png", f"masks/{mask}.png", [image])
+    with pytest.raises(BadInput, match="no image has a mask of its name"):
+        open_dataset(str(root))
 
 
 def test_palettes_that_contradict_each_other_stop_the_run(tmp_path):
