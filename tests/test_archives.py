@@ -473,6 +473,13 @@ def test_names_without_anything_in_common_are_one_line(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_folders_of_one_kind_each(tmp_path):
+    root = tmp_path / "data"
+    expected = write(root, "benign/benign ({}).png", "benign/benign ({})_mask.png", numbers())
+    expected |= write(root, "malignant/m ({}).png", "malignant/m ({})_mask.png", numbers())
+    assert len(check(root, expected).notes) == 1
+
+
 def test_a_number_is_no_part_of_another(tmp_path):
     root = tmp_path / "data"
     for image, mask in (("1", "11"), ("2", "12"), ("3", "13")):

@@ -84,7 +84,7 @@ def test_labelme_in_splits_with_words_for_no_class(tmp_path):
     root = tmp_path / "data"
     for split, count in (("train", 3), ("val", 2)):
         for index in range(count):
-            picture(root / split / f"{split}_{index}.jpg", hash(split) % 97 + index)
+            picture(root / split / f"{split}_{index}.jpg", 10 * len(split) + index)
             labelme(
                 root / split / f"{split}_{index}.json",
                 ("cat", "polygon", box(0, 0, 20, 20)),

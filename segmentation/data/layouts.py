@@ -161,10 +161,10 @@ def _pair(
     named = [file for file in images if file.role]
     for chosen in (named, images):  # beside trainannot/, images lie in train/
         way = find_way(chosen, masks)
-        if not way.folders:  # of semantic/ and semantic_rgb/ the first
-            shortest = min((file.rest for file in masks), key=len, default="")
-            masks = [file for file in masks if file.rest == shortest]
-        of_images, of_masks = way.group(chosen), way.group(masks)
+        shortest = min((file.rest for file in masks), key=len, default="")
+        plain = [file for file in masks if way.folders or file.rest == shortest]
+        # Without folders, of semantic/ and semantic_rgb/ the first.
+        of_images, of_masks = way.group(chosen), way.group(plain)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
