@@ -43,13 +43,23 @@ def main() -> None:
     check_members(args.checkpoints, metas, args.data)
     if args.out:
         distributed.first_rank_first(lambda: check_out(Path(args.out), args.checkpoints))
-    data = distributed.first_rank_first(lambda: reopen_dataset(metas[0], args.data))
+    data = distributed.first_rank_first(
+        lambda: reopen_dataset(metas[0], args.data, ("val", "test"))
+    )
     members = [model.to(device) for model in models]
     loss = shared_loss(metas)
 
     # Weights
     folds: list[list[str]] = []
     fits: list[Fit] = []
+    if not data.splits["val"] and not args.weights:
+        if args.search or args.per_class or not data.splits["test"]:
+            raise BadInput(
+                f"{data.root}: no val images are left to find weights on (--fit-all): "
+                "give --weights, and data with test images"
+            )
+        distributed.say("no val images are left to find weights on: they are equal")
+        args.weights = [1.0] * len(members)
     if not args.weights:
         folds = folds_of(data)
         fits = fit_weights(members, data, folds, how, per_class=args.per_class)
@@ -125,13 +135,15 @@ def choose_average(
     data: SegmentationDataset,
     how: Prediction,
     loss: dict[str, float],
-) -> tuple[UFormer, dict]:
-    """The UFormer of the given or the fitted weights, and its scores on val.
+) -> tuple[UFormer, dict | None]:
+    """The UFormer of the given or the fitted weights, and its scores on val, if there is one.
 
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
     average = mix(members, given or fits[0].weights)
+    if not data.splits["val"]:
+        return average, None
     scores = score_split(average, data, "val", how, **loss)
     if fits and (scores["miou"] or 0.0) < max(fits[0].members):
         average = mix(members, fits[0].best_member())
@@ -209,7 +221,7 @@ def gpus(environment: dict) -> int:
 
 def describe_average(
     average: UFormer,
-    scores: dict,
+    scores: dict | None,
     data: SegmentationDataset,
     paths: list[str],
     metas: tuple[dict, ...],
@@ -231,7 +243,7 @@ def describe_average(
         },
         "classes": data.classes,
         "palette": data.palette,
-        "data": data.describe(),
+        "data": data.describe() | {"splits": metas[0]["data"]["splits"] | data.splits},
         "loss": metas[0]["loss"],
         "epoch": 0,
         "history": [],

@@ -22,7 +22,13 @@ from torch import nn
 from segmentation import distributed
 from segmentation.arguments import command_line, evaluation_arguments
 from segmentation.data.classes import numbered_classes
-from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
+from segmentation.data.datasets import (
+    NOTHING_STORED,
+    SegmentationDataset,
+    choose_scored,
+    open_dataset,
+    reopen_dataset,
+)
 from segmentation.data.images import read_image
 from segmentation.data.names import is_image, list_names, not_read
 from segmentation.data.problems import Unreadable
@@ -77,10 +83,10 @@ def main() -> None:
 
     # Models and their data
     started = time.monotonic()
-    opening = [partial(open_checkpoint, path, args.data) for path in args.checkpoints]
+    opening = [partial(open_checkpoint, path, args.data, args.split) for path in args.checkpoints]
     opened = map(distributed.first_rank_first, opening)
     models, metas, sets = zip(*opened, strict=True)
-    split = choose_split(sets[0], args.split)
+    split = split_of(sets[0], args.split)
     check_comparable(args.checkpoints, sets, split)
 
     # Scores
@@ -105,28 +111,31 @@ def main() -> None:
         examples = {}
         for heading, names in choose_examples(entries, args.top).items():
             examples[heading] = [draw_example(name, models, sets, how) for name in names]
-        where = f"{sets[0].layout}: {len(sets[0].splits[split])} {split} images"
+        where = f"{sets[0].layout}: {images_of(split, len(sets[0].splits[split]))}"
         facts = facts_of(how, environment(device), time.monotonic() - started)
         with writing("--out", args.out):
             write_report(Path(args.out), entries, examples, where=where, evaluation=facts)
         print(f"report in {Path(args.out) / 'report.html'}")
 
 
-def open_checkpoint(path: str, folder: str | None) -> tuple[nn.Module, dict, SegmentationDataset]:
+def open_checkpoint(
+    path: str, folder: str | None, split: str | None
+) -> tuple[nn.Module, dict, SegmentationDataset]:
     """The model, dict and data of a checkpoint; a published SegFormer gets the data's classes.
 
     BadInput if the data have other classes, or if a published model is given none.
     """
     model, meta = load_model(path)
     if meta["data"]["root"]:
-        return model, meta, reopen_dataset(meta, folder)
+        return model, meta, reopen_dataset(meta, folder, (split,) if split else ())
     if not folder:
         raise BadInput(
             f"{path} is a published model and knows no data: say --data DIR to score it, "
             "or --images DIR --out OUT to predict"
         )
     task = "binary" if len(meta["classes"]) == 2 else "multiclass"
-    data = open_dataset(folder, task=task)
+    choice = partial(choose_scored, NOTHING_STORED, (split,) if split else (), 0, True)
+    data = open_dataset(folder, task=task, splits=choice)
     model, _, anew = fit_classes(model, meta, data.classes)
     if anew:
         known, found = shorten(meta["classes"], 8), shorten(data.classes, 8)
@@ -145,19 +154,31 @@ def write_json(file: str, entries: list[Entry]) -> None:
     by_path = {entry.path: entry.scores for entry in entries}
     content = json.dumps(by_path if len(entries) > 1 else entries[0].scores, indent=1)
     with writing("--json", file):
-        write_atomically(file, content.encode())
+        write_atomically(file, content)
 
 
-def choose_split(data: SegmentationDataset, split: str) -> str:
-    """The split asked for, or val where the set has no test images. BadInput where it is empty."""
-    if split == "test" and not data.splits["test"]:
+def split_of(data: SegmentationDataset, asked: str | None) -> str:
+    """The split that is scored; says why, if it was not asked for. BadInput where it is empty."""
+    [split] = data.splits
+    count = len(data.splits[split])
+    if not count:
+        trained = ": its images were trained on (--fit-all)" if split == "val" else ""
+        raise BadInput(
+            f"{data.root}: the {split} split is empty{trained}; choose another with --split"
+        )
+    if not asked and split == "val":
         why = "scores are on val, on which the checkpoint was chosen"
-        sentence = f"the data set has no test images: {why}"
-        distributed.say(sentence)
-        split = "val"
-    if not data.splits[split]:
-        raise BadInput(f"{data.root}: the {split} split is empty: choose another with --split")
+        distributed.say(f"the data set has no test images: {why}")
+    if not asked and split == "all":
+        distributed.say(f"none of these {count} images is the checkpoint's own: all are scored")
+    if data.skipped:
+        more = f" and {len(data.skipped) - 1} more" if data.skipped[1:] else ""
+        distributed.say(f"left out: {data.skipped[0]}{more}")
     return split
+
+
+def images_of(split: str, count: int) -> str:
+    return f"{count} images" if split == "all" else f"{count} {split} images"
 
 
 def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: str) -> None:
@@ -172,7 +193,7 @@ def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: s
         if not same_images or data.pixel_counts[split] != first.pixel_counts[split]:
             raise BadInput(
                 f"{path} has other {split} images than {paths[0]}: "
-                "compare checkpoints of the same split"
+                "compare checkpoints of the same split, or choose one with --split"
             )
 
 
@@ -238,7 +259,7 @@ def print_scores(scores: dict, split: str, name: str) -> None:
         "mean over images for each class, then over classes",
         "image mPA": format_score(scores["image_mpa"]),
     }
-    print(f"{name} on {len(scores['images'])} {split} images")
+    print(f"{name} on {images_of(split, len(scores['images']))}")
     for title, text in rows.items():
         print(f"{title:16}{text}")
     classes = [[name, iou, scores["accuracy"][name]] for name, iou in ious.items()]
@@ -285,6 +306,7 @@ def predict_folder(
 
 
 def find_images(folder: Path) -> list[Path]:
+    """The images in a folder; what else lies there is counted aloud."""
     try:
         names = list_names(folder)
     except OSError as error:

@@ -106,6 +106,8 @@ def main() -> None:
             splits=saved["data"]["splits"] if saved else None,
         )
     )
+    if args.fit_all:
+        data = data.without_val()
     check_labelled(data)
     if saved:
         check_classes(saved, data.classes, out / "last.pt")
@@ -202,6 +204,7 @@ def main() -> None:
         return
 
     # 8. Train.
+    clock.note_interrupts()
     try:
         how = Prediction(amp=args.amp)
         written = train_epochs(run, model, data, order, loader, how)
@@ -210,8 +213,8 @@ def main() -> None:
         return
     if not written:
         sys.exit(f"error: done, but the last save failed: {out} holds files of an earlier moment")
-    best = f"best val mIoU {progress.best_miou:.4f}, {out / 'best.pt'}"
-    distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}")
+    best = "the last weights" if args.fit_all else f"best val mIoU {progress.best_miou:.4f}"
+    distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}, {out / 'best.pt'}")
 
 
 def start_model(
@@ -257,10 +260,11 @@ def train_epochs(
         trained_until = clock.now()
         # Validation images have many sizes, and each would be compiled anew.
         with clock.validation(), torch.compiler.set_stance("force_eager"):
-            whole = whole_model(run.parallel, run.about["config"])
-            scores = score_split(
-                whole, data, "val", how, **run.about["loss"], before_each=clock.check
-            )
+            scores = {"loss": None, "miou": None, "mpa": None}
+            if data.splits["val"]:
+                whole = whole_model(run.parallel, run.about["config"])
+                loss = run.about["loss"]
+                scores = score_split(whole, data, "val", how, **loss, before_each=clock.check)
         finish_epoch(run, scores, trained_until)
         if clock.time_used() >= 1:
             progress.limit_reached = clock.limit_minutes
@@ -372,10 +376,11 @@ def save_epoch(run: Run, scores: dict) -> bool:
     """Collective: best.pt if the epoch is the best, last.pt, history. False if one is missing.
 
     progress.best_miou is that of the file best.pt: a good epoch that was lost is not the best.
+    Without val every epoch is taken for the best.
     """
     written = True
     miou = scores["miou"] or 0.0
-    if miou > run.progress.best_miou:
+    if scores["loss"] is None or miou > run.progress.best_miou:
         written = run.save("best.pt", scores)
         if written:
             run.progress.best_miou = miou
@@ -392,7 +397,7 @@ def write_history(run: Run) -> bool:
     rows = [HISTORY, *([row.get(column) for column in HISTORY] for row in history)]
     curves = curves_svg({run.out.resolve().name: history})
     written = try_write(run.out / "history.csv", write_csv, rows)
-    drawn = try_write(run.out / "curves.svg", write_atomically, curves.encode())
+    drawn = try_write(run.out / "curves.svg", write_atomically, curves)
     return written and drawn
 
 

@@ -219,6 +219,7 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
         type=non_negative_float,
         help="Tversky's weight of false negatives",
     )
+    add("--fit-all", action="store_true", help="train on val too; the last weights are the result")
     add("--amp", action="store_true", help="bfloat16 autocast")
     add("--compile", action="store_true", help="torch.compile")
     add("--seed", type=non_negative_int, default=0, help="of first weights, order, samples, splits")
@@ -269,6 +270,11 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
             "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
             "files, the U-Net's and the SegFormer's"
         )
+    if args.fit_all and row_of(args).decay is None:
+        parser.error(
+            "--fit-all leaves no val, on which --recipe deck lowers its learning rate: "
+            "choose --recipe fast or long"
+        )
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")
 
@@ -285,9 +291,9 @@ def evaluation_arguments(description: str) -> Namespace:
     add_scoring_flags(parser)
     add(
         "--split",
-        choices=["test", "val", "train"],
-        default="test",
-        help="of the images to score; val where there is no test",
+        choices=["test", "val", "train", "all"],
+        help="of the images to score (default: test, or val where there is no test; "
+        "all of a set that is not the checkpoint's own)",
     )
     add("--json", metavar="FILE", help="write all scores to this file")
     add(

@@ -1,7 +1,9 @@
 """The one exception a user is meant to read, and how the scripts end."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 
@@ -25,7 +27,12 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
     """Run a script's main: BadInput becomes one message, whichever rank has it, and exit code 2."""
     from .distributed import end_with  # which needs this file
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names hold what no terminal shows
     try:
         main()
     except BadInput as error:
         end_with(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -75,8 +75,8 @@ RECIPES = {"deck": DECK, "fast": FAST, "long": LONG}
 # Convolutions learn from smaller batches and larger steps.
 UNET = {"fast": {"batch_size": 8, "lr": 4e-3}, "long": {"batch_size": 8, "lr": 4e-3}}
 # From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
-TRAINED = {"encoder_lr": 0.1, "alpha": 0.5, "beta": 0.5, "coarse": (0.0, 0.0)}
-STARTED = {"fast": TRAINED, "long": TRAINED}
+TRAINED = {"encoder_lr": 0.1, "alpha": 0.5, "beta": 0.5, "coarse": (0.0, 0.5)}
+STARTED = {"fast": TRAINED, "long": TRAINED | {"coarse": (0.0, 0.3)}}
 # The built-in scenes: epochs that fit five minutes on two cores.
 SCENES = {"deck": {"epochs": 24, "batch_size": 8, "augment": 120}}
 

@@ -177,4 +177,4 @@ def is_equal(a: Any, b: Any) -> bool:
 
 
 MEASURED = ("seconds", "images_per_s", "epoch_began", "command", "args", "code")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)

@@ -434,6 +434,14 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
         {},
         "UTF-8",
     ),
+    "half of the masks 0 and 255": (
+        lambda r: (
+            [mask(i, 2).point([0, 255] * 128).save(r / f"masks/{i:02d}.png") for i in range(8)]
+            + [mask(i, 2).save(r / f"masks/{i:02d}.png") for i in range(8, 16)]
+        ),
+        {},
+        "8 masks hold only 0 and 255, 8 only 0 and 1: .*--label-map 255=1",
+    ),
     "stored file is gone": (
         lambda r: None,
         {"splits": {"train": ["images/77.png"]}},
@@ -501,6 +509,44 @@ def test_duplicates_leave_the_copy_that_is_not_scored_on(root):
     shutil.copy(root / "images/15.png", root / "images/00.png")  # 14 and 15 are the test set
     assert "images/00.png" in open_dataset(str(root), skip_bad=True).skipped[0]
     assert "images/15.png" in open_dataset(str(root), skip_bad=True).splits["test"]
+
+
+def test_masks_of_0_and_255_beside_0_and_1_are_read_as_was_said(root):
+    for index in range(16):
+        stored = mask(index, 2)
+        stored = stored.point([0, 255] * 128) if index < 8 else stored
+        stored.save(root / f"masks/{index:02d}.png")
+    as_class = open_dataset(str(root), label_map={255: 1})
+    assert as_class.ignored_share("train") == 0
+    ignored = open_dataset(str(root), label_map={255: 255})
+    expected = np.mean([np.array(ignored.mask(name)) == 255 for name in ignored.splits["train"]])
+    assert ignored.ignored_share("train") == pytest.approx(expected) and expected > 0
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [("x.tif", {}), ("x.gif", {}), ("x.png", {}), ("x.webp", {"lossless": True})],
+)
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_file_of_several_images_is_refused(root, kind, file, options):
+    pages = [mask(index) for index in range(3)]
+    target = root / kind / f"00{Path(file).suffix}"
+    (root / kind / "00.png").unlink()
+    pages[0].save(target, save_all=True, append_images=pages[1:], **options)
+    with pytest.raises(BadInput, match=rf"{kind}/00\.\w+: holds 3 images; save one a file"):
+        open_dataset(str(root))
+
+
+def test_smaller_copies_inside_a_tiff_are_no_further_images(root):
+    """Overviews, as geographic files have them, and a page of another kind."""
+    (root / "images/00.png").unlink()
+    first, overview = image(0), image(0).resize((4, 3))
+    overview.encoderinfo = {"tiffinfo": {254: 1}}
+    first.save(root / "images/00.tif", save_all=True, append_images=[overview])
+    with Image.open(root / "images/00.tif") as file:
+        assert file.n_frames == 2
+    data = open_dataset(str(root))
+    assert (data.image("images/00.tif") == np.asarray(image(0))).all()
 
 
 def test_large_but_allowed_images_pass_without_a_warning(root, monkeypatch, recwarn):

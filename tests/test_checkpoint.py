@@ -247,7 +247,7 @@ def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(
     assert "epoch 2/2" in said.read_text()
     assert "error: done, but the last save failed" in said.read_text()
     assert not (out / "last.pt").exists()
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.writing"))
     load_checkpoint(out / "best.pt")
 
 
@@ -279,7 +279,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     assert "error: done, but the last save failed" in said.read_text()
     assert read_checkpoint(out / "last.pt")["epoch"] == 1
     load_checkpoint(out / "best.pt")
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.writing"))
 
     subprocess.run(["mount", "-o", "remount,size=300m", str(small_disk)], check=True)
     assert train(tiny_folder, out, "--epochs", 3, "--resume") == 0

@@ -359,9 +359,7 @@ def test_a_reopened_set_counts_the_checkpoints_classes(tmp_path):
     }
     again = datasets.reopen_dataset(meta)  # as if a mask with label 3 were gone
     assert again.classes == ["0", "1", "2", "3"] and again.palette[3] == [1, 2, 3]
-    assert again.pixel_counts == {
-        split: [*counts, 0] for split, counts in data.pixel_counts.items()
-    }
+    assert again.pixel_counts == {"test": [*data.pixel_counts["test"], 0]}
 
 
 def test_skip_bad_leaves_out_and_records(tmp_path):

@@ -396,7 +396,7 @@ def test_every_row_is_what_evaluate_says_of_the_checkpoint(tmp_path, capsys, run
 
 def test_the_search_sees_the_members_as_amp_scores_them(runs, tiny_folder):
     models, metas = zip(*map(load_checkpoint, runs[:2]), strict=True)
-    data = reopen_dataset(metas[0], tiny_folder)
+    data = reopen_dataset(metas[0], tiny_folder, ("val",))
     found = []
     for amp in (True, False):
         [fit] = fit_weights(models, data, [data.splits["val"]], Prediction(amp=amp))

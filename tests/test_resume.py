@@ -1,6 +1,7 @@
 """Training stopped at any moment ends as if it never was: the same weights, bit for bit."""
 
 import csv
+import fcntl
 import os
 import random
 import shutil
@@ -84,11 +85,11 @@ def test_killed_at_twenty_moments(tiny_folder: Path, tmp_path: Path):
             break
     assert len(deaths) == 20
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.writing"))
 
 
 @pytest.mark.parametrize("moment", ["data", "model", "step"])
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*(set(SIGNALS) - {signal.SIGINT})])
 def test_a_signal_before_the_first_step_is_not_lost(
     tiny_folder, undisturbed, tmp_path, moment, number
 ):
@@ -96,6 +97,47 @@ def test_a_signal_before_the_first_step_is_not_lost(
     assert train(tiny_folder, tmp_path / "run", kill=Kill(number, moment)) == 99
     state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["progress"]
     assert (state["epoch"], state["step"]) == (0, 1)
+
+
+def test_an_interrupt_before_the_first_step_ends_at_once(tiny_folder: Path, tmp_path: Path):
+    said = tmp_path / "said"
+    kill = Kill(signal.SIGINT, "data")
+    assert train(tiny_folder, tmp_path / "run", kill=kill, output=said) == 1
+    assert said.read_text().splitlines()[-1] == "interrupted"
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_second_training_in_a_folder_is_refused_until_the_first_ends(
+    tiny_folder: Path, tmp_path: Path
+):
+    """A killed run leaves the lock's file, not the lock: that of the first test here is resumed."""
+    out, said = tmp_path / "run", tmp_path / "said"
+    out.mkdir()
+    with open(out / ".lock", "w") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        assert train(tiny_folder, out, output=said) == 2
+    assert f"{out}: another training is under way there" in said.read_text()
+    assert [file.name for file in out.iterdir()] == [".lock"]
+    assert train(tiny_folder, out, "--epochs", 1) == 0
+
+
+@pytest.mark.parametrize("spell", [lambda p: f"{p}/", os.path.relpath, lambda p: p.with_name("b")])
+def test_a_run_goes_on_where_its_data_lie_now(
+    tiny_folder: Path, undisturbed: Path, tmp_path: Path, spell: Callable
+):
+    data = Path(shutil.copytree(tiny_folder, tmp_path / "a"))
+    out = tmp_path / "run"
+    assert train(data, out, kill=Kill(signal.SIGTERM, "step", 3)) == 99
+    now = spell(data)
+    if not Path(now).exists():
+        data.rename(now)
+    moved = Path(shutil.move(out, tmp_path / "moved"))
+    assert train(now, moved, "--resume") == 0
+    one, two = (read_checkpoint(run / "last.pt")["model"] for run in (moved, undisturbed))
+    assert is_equal(one, two) and rows(moved) == rows(undisturbed)
+    lost = sorted(Path(now).glob("masks/*"))[0]
+    lost.unlink()
+    assert train(now, moved, "--resume", "--epochs", 9) == 2
 
 
 def test_killed_before_the_first_save_starts_fresh(
@@ -112,9 +154,9 @@ def test_a_killed_writer_leaves_nothing_for_good(tiny_folder: Path, tmp_path: Pa
     for moment in ("half", "flush", "rename"):
         flags = ("--resume", "--save-every", 1e-9)
         assert train(tiny_folder, out, *flags, kill=Kill(KILL, moment, 2)) == -KILL
-        assert len(list(out.glob(".*"))) == 1
+        assert len(list(out.glob(".*.writing"))) == 1
     assert train(tiny_folder, out, "--resume", kill=Kill(signal.SIGTERM, "step")) == 99
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.writing"))
 
 
 def test_saves_inside_an_epoch(tiny_folder: Path, tmp_path: Path):

@@ -251,12 +251,14 @@ def test_a_published_model_is_scored_by_the_names_of_its_classes(
     save_checkpoint(tmp_path / "own.pt", run | {"model": own, "data": about})
     for name, path in (("own", tmp_path / "own.pt"), ("hub", tmp_path / "hub")):
         files = ("--json", tmp_path / f"{name}.json", "--out", tmp_path / name)
-        assert run_script("evaluate", path, "--data", data, *files) == 0
+        assert run_script("evaluate", path, "--data", data, "--split", "test", *files) == 0
     own, hub = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "hub"))
     assert own == hub
     report = (tmp_path / "hub" / "report.html").read_text()
     assert "NVIDIA&#x27;s own MiT weights" in report or "NVIDIA's own MiT weights" in report
-    assert run_script("evaluate", tmp_path / "own.pt", tmp_path / "hub", "--data", data) == 0
+    both = [tmp_path / "own.pt", tmp_path / "hub", "--data", data]
+    assert run_script("evaluate", *both, "--split", "test") == 0
+    assert run_script("evaluate", *both) == 2  # the hub's model was trained on none of them
 
     capsys.readouterr()
     (data / "classes.csv").unlink()

@@ -295,3 +295,37 @@ def test_the_fast_recipe_resumes_bit_for_bit_and_grows_its_samples(
     one, two = (read_checkpoint(tmp_path / run / "last.pt") for run in ("a", "b"))
     assert is_equal(one["model"], two["model"]) and is_equal(one["resume"], two["resume"])
     assert one["history"][-1]["lr"] < 2e-3 / 4
+
+
+def test_fit_all_trains_on_val_too_and_the_last_weights_are_the_result(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    flags = "--fit-all --recipe fast --encoder-weights none --epochs 2 --batch-size 8 --augment 8"
+    files = []
+    for model in ("unet", "segformer"):
+        out = tmp_path / model
+        paths = ("--model", model, "--data", tiny_folder, "--out", out, "--workers", 0)
+        assert run_script("train", *paths, *flags.split()) == 0
+        best, last = (read_checkpoint(out / name) for name in ("best.pt", "last.pt"))
+        assert is_equal(best["model"], last["model"])
+        files.append(out / "best.pt")
+    counts = {split: len(names) for split, names in last["data"]["splits"].items()}
+    assert counts == {"train": 21, "val": 0, "test": 3}
+    said = capsys.readouterr().out
+    assert "done" in said and "the last weights" in said and "val loss" not in said
+    with open(out / "history.csv") as file:
+        history = list(csv.DictReader(file))
+    assert [row["val_miou"] for row in history] == ["", ""] and float(history[1]["train_miou"]) > 0
+
+    assert run_script("evaluate", files[1]) == 0
+    assert run_script("evaluate", files[1], "--split", "val") == 2
+    assert "val split is empty: its images were trained on (--fit-all)" in capsys.readouterr().err
+    assert run_script("ensemble", *files, "--search") == 2
+    assert run_script("ensemble", *files, "--out", tmp_path / "uformer.pt") == 0
+    assert "they are equal" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "uformer.pt")["config"]["weights"] == [[0.5], [0.5]]
+
+
+def test_fit_all_is_refused_with_a_schedule_that_needs_val(tmp_path: Path):
+    assert run_script("train", "--fit-all", "--out", tmp_path / "run") == 2
+    assert not (tmp_path / "run").exists()

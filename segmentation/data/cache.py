@@ -2,13 +2,16 @@
 
 Ranks and workers share the arrays through the page cache, and a crop reads its own window alone.
 An entry is a folder (array.npy, record.json) that appears by one rename: it is complete or absent,
-and two processes may write the same one. Deleting the cache folder is always safe between runs.
+and two processes may write the same one. Deleting the cache folder is always safe; `tidy` keeps it
+in bounds.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +21,9 @@ import numpy as np
 from ..errors import BadInput
 
 VERSION = 2  # part of every key: raise it when decoding changes
+DAYS = 30  # that an unused entry is kept
+SHARE = 0.5  # of the disk that is free or the cache's own, beyond which entries go earlier
+WORTH_SAYING = 2**30  # bytes
 
 
 def entry_of(*parts: object) -> Path:
@@ -30,13 +36,16 @@ def entry_of(*parts: object) -> Path:
 def load_record(entry: Path) -> dict[str, Any] | None:
     """What `store` returned for this entry; None if it is absent or incomplete.
 
-    Reads no pixel.
+    Reads no pixel. The time of record.json becomes that of this use.
     """
+    file = entry / "record.json"
     try:
-        record = json.loads((entry / "record.json").read_text())
+        record = json.loads(file.read_text())
         whole = (entry / "array.npy").stat().st_size == record["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    with contextlib.suppress(OSError):  # a cache that is only read
+        os.utime(file)
     return record if whole else None
 
 
@@ -81,3 +90,31 @@ def _publish(temporary: Path, entry: Path) -> None:
     except OSError:
         if load_record(entry) is None:
             raise
+
+
+def tidy() -> str:
+    """Remove what was unused for DAYS, then what was unused longest while the cache is too large.
+
+    What this minute has used stays. A sentence on what is left, if that is worth one, else "".
+    """
+    folder = entry_of().parent
+    now = time.time()
+    entries = []
+    for entry in folder.iterdir() if folder.is_dir() else []:
+        with contextlib.suppress(OSError):  # another process may remove it too
+            record = entry / "record.json"
+            used = (record if record.exists() else entry).stat().st_mtime
+            size = sum(file.stat().st_size for file in entry.iterdir())
+            entries.append((used, size, entry))
+    total = sum(size for _, size, _ in entries)
+    free = shutil.disk_usage(folder).free if entries else 0
+    for used, size, entry in sorted(entries):
+        too_old = used < now - 86400 * DAYS
+        too_much = total > SHARE * (free + total) and not entry.name.startswith("new-")
+        if used < now - 60 and (too_old or too_much):
+            shutil.rmtree(entry, ignore_errors=True)
+            total -= size
+            free += size
+    if total < WORTH_SAYING:
+        return ""
+    return f"cache: {folder} holds {total / 2**30:.1f} GiB; it may be deleted between runs"

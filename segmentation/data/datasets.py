@@ -6,11 +6,13 @@ out.
 """
 
 import os
+import sys
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,22 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
+from ..distributed import rank, say
 from ..errors import BadInput
 from . import scenes
-from .cache import entry_of, load_array
+from .cache import entry_of, load_array, tidy
 from .classes import drone_classes, numbered_classes
-from .labels import IGNORED, ClassTable, check_labels, label_table
-from .layouts import SPLITS, Layout, Splits, fill_splits, find_layout
+from .labels import IGNORED, check_agreement, check_labels, label_table
+from .layouts import SPLITS, Layout, Splits, fill_splits, find_layout, split_names
 from .pairs import Pair, Size, clashing_palettes, read_pair, render_pair
 from .problems import listing
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
 SCENE_SIZE = (256, 256)
+
+Read = Callable[[str], Pair | list[str]]  # the pair of a name, or all that is wrong with it
+Choice = Callable[[Layout], Splits]
+NOTHING_STORED: Splits = {split: [] for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -48,19 +55,40 @@ class SegmentationDataset:
     palette: list[list[int]]
     splits: Splits
     pairs: dict[str, Pair] = field(repr=False)
+    read: Read = field(repr=False, compare=False)
     skipped: list[str] = field(default_factory=list)  # sentences on what was left out
     notes: list[str] = field(default_factory=list)  # on what was recognised, and is not read
 
     def image(self, name: str) -> ndarray:
         """uint8 H x W x 3, a read-only memory map; of `image_size` if that is set."""
-        return load_array(self.pairs[name].image)
+        return self._load(name, "image")
 
     def mask(self, name: str) -> ndarray:
         """uint8 h x w, labels 0..K-1 and 255, a read-only memory map.
 
         Always of the file's own size.
         """
-        return load_array(self.pairs[name].mask)
+        return self._load(name, "mask")
+
+    def _load(self, name: str, kind: str) -> ndarray:
+        """The array of a pair; read anew where its entry has gone since the set was opened."""
+        try:
+            return load_array(getattr(self.pairs[name], kind))
+        except FileNotFoundError:
+            pair = self.read(name)
+        if not isinstance(pair, Pair):
+            raise BadInput(f"{self.root}: {'; '.join(pair)}")
+        return load_array(getattr(pair, kind))
+
+    def without_val(self) -> "SegmentationDataset":
+        """The same images, those of val moved to train."""
+        both = [*self.splits["train"], *self.splits["val"]]
+        return replace(self, splits=self.splits | {"train": both, "val": []})
+
+    def ignored_share(self, split: str) -> float:
+        """The share of the pixels of a split's masks that no class has."""
+        counts = _count_labels(self.pairs[name] for name in self.splits[split])
+        return counts[IGNORED] / max(1, counts.sum())
 
     @cached_property
     def pixel_counts(self) -> dict[str, list[int]]:
@@ -95,7 +123,7 @@ def open_dataset(
     label_map: dict[int, int] | None = None,
     skip_bad: bool = False,
     image_size: Size | None = None,
-    splits: Splits | None = None,
+    splits: Splits | Choice | None = None,
 ) -> SegmentationDataset:
     """Open "scenes" or a folder; read and check every pair.
 
@@ -107,7 +135,7 @@ def open_dataset(
         image_size: (H, W) that images are resized to; masks keep their size. Scenes are rendered
             at it.
         splits: a checkpoint's {"train": names, "val": ..., "test": ...}: used as they are, other
-            files are not read.
+            files are not read; or what chooses some from a folder's layout.
 
     Raises:
         BadInput: with every problem of the set, one line each.
@@ -121,20 +149,38 @@ def open_dataset(
         )
     size = (image_size[0], image_size[1]) if image_size else None
     label_map = label_map or {}
+    read: Read
     if data == "scenes":
-        root = layout = data
-        skipped: list[str] = []
-        notes: list[str] = []
+        root = data
         size = size or SCENE_SIZE
-        classes = drone_classes(task)
-        splits, pairs = _open_scenes(seed, label_table(classes, label_map), size, splits)
+        layout = _scenes_layout(task)
+        table = label_table(layout.classes, label_map)
+        read = partial(render_pair, _version_of_scenes(), seed, size, table)
     else:
         root = os.path.abspath(data)
-        layout, classes, splits, pairs, skipped, notes = _open_folder(
-            Path(root), task, seed, label_map, size, splits, skip_bad
+        layout = _layout_of(root, task)
+        table = label_table(layout.classes, label_map)
+        colours = layout.classes.colours if layout.classes else None
+        read = partial(read_pair, Path(root), layout.pairs, layout.drawings, table, colours, size)
+    chosen = splits(layout) if callable(splits) else _choose_splits(root, layout, seed, splits)
+    problems = [] if splits else list(layout.problems)
+    pairs = _read_pairs(root, layout, chosen, read, problems, label_map, task)
+    held = tidy()
+    if held:
+        say(held)
+    if problems and not skip_bad:
+        raise BadInput(
+            listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
         )
+    good = {split: [name for name in names if name in pairs] for split, names in chosen.items()}
+    if splits is None and not (good["train"] and good["val"]):
+        raise BadInput(
+            listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
+        )
+    highest = np.flatnonzero(_count_labels(pairs.values())[:IGNORED]).max(initial=0)
+    classes = layout.classes or numbered_classes(highest + 1)
     return SegmentationDataset(
-        layout,
+        layout.name,
         root,
         task,
         seed,
@@ -142,97 +188,74 @@ def open_dataset(
         size,
         classes.names,
         classes.palette,
-        splits,
+        good,
         pairs,
-        skipped,
-        notes,
+        read,
+        layout.problems if "all" in chosen else problems,
+        layout.notes,
     )
 
 
-def _open_scenes(
-    seed: int,
-    table: ndarray,
-    size: Size,
-    stored: Splits | None,
-) -> tuple[Splits, dict[str, Pair]]:
-    """The splits, and the pair of each name. stored: a checkpoint's splits."""
-    drawn = {
-        split: [f"{split}/{index:04d}" for index in range(count)]
-        for split, count in scenes.IMAGES_PER_SPLIT.items()
-    }
-    splits = stored or drawn
-    unknown = [name for split in drawn for name in splits[split] if name not in drawn[split]]
-    if unknown:
-        raise BadInput(
-            f"{unknown[0]}: no such scene, so the checkpoint is of another version: train it again"
-        )
-    sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
-    version = entry_of(*[path.read_bytes() for path in sources]).name  # of the renderer's source
-    pairs = _in_threads(lambda name: render_pair(version, seed, name, size, table), splits)
-    return splits, pairs
-
-
-def _open_folder(
-    root: Path,
-    task: str,
-    seed: int,
-    label_map: dict[int, int],
-    size: Size | None,
-    stored: Splits | None,
-    skip_bad: bool,
-) -> tuple[str, ClassTable, Splits, dict[str, Pair], list[str], list[str]]:
-    """The layout's name, the classes, the splits, the good pairs, a sentence on each problem.
-
-    At last the layout's notes.
-    """
+def _layout_of(root: str, task: str) -> Layout:
     try:
-        layout = find_layout(root, task)
+        return find_layout(Path(root), task)
     except OSError as error:
         raise BadInput(
             f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions"
         ) from None
-    splits = _choose_splits(root, layout, seed, stored)
-    declared = layout.classes
-    table = label_table(declared, label_map)
-    colours = declared.colours if declared else None
-    reads = _in_threads(
-        lambda name: read_pair(
-            root, name, layout.pairs[name], layout.drawings.get(name), table, colours, size
-        ),
-        splits,
-    )
+
+
+def _scenes_layout(task: str) -> Layout:
+    """As of a folder, but that image and mask have one name."""
+    splits = {
+        split: [f"{split}/{index:04d}" for index in range(count)]
+        for split, count in scenes.IMAGES_PER_SPLIT.items()
+    }
+    pairs = {name: name for names in splits.values() for name in names}
+    return Layout("scenes", pairs, {}, splits, drone_classes(task), "scenes", [], [])
+
+
+def _version_of_scenes() -> str:
+    """Stands for the renderer's source."""
+    sources = sorted(Path(scenes.__file__).parent.glob("*.py"))
+    return entry_of(*[path.read_bytes() for path in sources]).name
+
+
+def _read_pairs(
+    root: str,
+    layout: Layout,
+    splits: Splits,
+    read: Read,
+    problems: list[str],
+    label_map: dict[int, int],
+    task: str,
+) -> dict[str, Pair]:
+    """The good pairs of the splits; what is wrong with others is added to problems.
+
+    BadInput if the labels of all together make no sense.
+    """
+    reads = _in_threads(read, splits)
     reads |= _duplicates(splits, reads)
     pairs = {}
-    problems = [] if stored else list(layout.problems)
     for name in layout.pairs:
         result = reads.get(name, [])
         if isinstance(result, Pair):
             pairs[name] = result
         else:
             problems += result
-
     counts = _count_labels(pairs.values())
-    clash = "" if colours else clashing_palettes(pairs)
-    nonsense = clash or check_labels(counts, task, declared=declared is not None)
+    clash = "" if layout.classes and layout.classes.colours else clashing_palettes(pairs)
+    nonsense = clash or check_labels(counts, task, declared=layout.classes is not None)
+    if not nonsense and IGNORED not in label_map:
+        nonsense = check_agreement([pair.counts for pair in pairs.values()])
     if nonsense:
-        problems = [f"{layout.masks}/: {nonsense}", *problems]
-        raise BadInput(listing(f"{root}: labels that cannot be used", problems))
-    if problems and not skip_bad:
-        raise BadInput(
-            listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
-        )
-    splits = {split: [name for name in splits[split] if name in pairs] for split in SPLITS}
-    if stored is None and not (splits["train"] and splits["val"]):
-        raise BadInput(
-            listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
-        )
-    highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
-    classes = declared or numbered_classes(highest + 1)
-    return layout.name, classes, splits, pairs, problems, layout.notes
+        listed = [f"{layout.masks}/: {nonsense}", *problems]
+        raise BadInput(listing(f"{root}: labels that cannot be used", listed))
+    return pairs
 
 
 def _choose_splits(
-    root: Path,
+    root: str,
     layout: Layout,
     seed: int,
     stored: Splits | None,
@@ -257,12 +280,36 @@ def _choose_splits(
     return fill_splits(layout, seed)
 
 
-def _in_threads(read: Callable[[str], Any], splits: Splits) -> dict[str, Any]:
+def _in_threads(read: Read, splits: Splits) -> dict[str, Any]:
     """name -> read(name), for the names of all splits."""
-    names = [name for names in splits.values() for name in names]
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return dict(zip(names, pool.map(read, names), strict=True))
+    names = list({name: None for names in splits.values() for name in names})
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return dict(_counted(zip(names, pool.map(read, names), strict=True), len(names)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
+
+
+def _counted(reads: Iterable, count: int) -> Iterator:
+    """The same; on the first rank says how long it takes, from the first second on.
+
+    A terminal is told after each pair, a log once.
+    """
+    began = time.monotonic()
+    told = rank() != 0
+    terminal = sys.stdout.isatty()
+    for done, read in enumerate(reads, 1):
+        yield read
+        seconds = time.monotonic() - began
+        if seconds < 1 or told:
+            continue
+        left = f"reading {count} pairs: {done} done, {seconds / done * (count - done):.0f} s left"
+        print(f"\r\033[K{left}" if terminal else left, end="" if terminal else "\n", flush=True)
+        told = not terminal
+    if terminal and not told:
+        print("\r\033[K", end="")
 
 
 def _count_labels(pairs: Iterable[Pair]) -> ndarray:
@@ -277,7 +324,7 @@ def _duplicates(splits: Splits, reads: dict[str, Any]) -> dict[str, list[str]]:
     """
     seen: dict[str, tuple[str, str]] = {}
     problems = {}
-    for split in reversed(SPLITS):
+    for split in reversed(splits):
         for name in splits[split]:
             pair = reads[name]
             if not isinstance(pair, Pair):
@@ -289,29 +336,33 @@ def _duplicates(splits: Splits, reads: dict[str, Any]) -> dict[str, list[str]]:
     return problems
 
 
-def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> SegmentationDataset:
-    """The data of a checkpoint, with its splits: no score is ever taken on a training image.
+def reopen_dataset(
+    meta: dict[str, Any],
+    folder: str | None = None,
+    wanted: tuple[str, ...] = (),
+) -> SegmentationDataset:
+    """The data of a checkpoint that an evaluation asks for: no other files are read.
 
     Args:
-        folder: where the same files lie now, or another data set of the same classes, which then
-            has its own splits.
+        folder: where the same files lie now, or another data set of the same classes.
+        wanted: splits; or "all", every image there, as one. By default all of another set, else
+            test, or val where there is no test.
 
     Raises:
-        BadInput: if its classes are not the checkpoint's.
+        BadInput: if its classes are not the checkpoint's, or files of a wanted split are missing.
     """
     described = dict(meta["data"])
     del described["layout"]
     root = described.pop("root")
-    if folder is not None and folder != root:
-        root = folder
-        names = [name for split in described["splits"].values() for name in split]
-        if folder == "scenes" or not all(Path(folder, name).exists() for name in names):
-            described["splits"] = None
-    data = open_dataset(root, **described)
+    stored = described.pop("splits")
+    elsewhere = folder not in (None, root)
+    root = folder or root
+    choice = partial(choose_scored, stored, wanted, described["seed"], elsewhere)
+    data = open_dataset(root, **described, splits=choice)
     classes = meta["classes"]
     numbers = [str(label) for label, _ in enumerate(classes)]
-    if described["splits"] is not None and data.classes == numbers[: len(data.classes)]:
-        # Without classes.csv the classes are those that masks hold; these may lack the last ones.
+    if data.classes == numbers[: len(data.classes)]:
+        # Without a table the classes are those that masks hold; these may lack the last ones.
         data = replace(data, classes=classes, palette=meta["palette"])
     if data.classes != classes:
         raise BadInput(
@@ -320,3 +371,32 @@ def reopen_dataset(meta: dict[str, Any], folder: str | None = None) -> Segmentat
             "give data of the same classes"
         )
     return data
+
+
+def choose_scored(
+    stored: Splits, wanted: tuple[str, ...], seed: int, elsewhere: bool, layout: Layout
+) -> Splits:
+    """Of a checkpoint's stored splits those that are wanted; see `reopen_dataset`."""
+    known = {name for names in stored.values() for name in names}
+    strange = [name for name in layout.pairs if name not in known]
+    another = elsewhere and len(strange) == len(layout.pairs)
+    if wanted == ("all",) or (another and not wanted):
+        return {"all": list(layout.pairs)}
+    splits = dict(stored)
+    if another:
+        given = any(layout.splits.values())
+        splits = layout.splits if given else split_names(strange, seed)
+    elif not stored["test"]:  # the folder may have one that was not there in training
+        splits["test"] = sorted({*layout.splits["test"]} & {*strange})
+    wanted = wanted or ("test" if splits["test"] else "val",)
+    gone = [
+        f"{name}: in the {split} split of the checkpoint"
+        for split in wanted
+        for name in splits[split]
+        if name not in layout.pairs
+    ]
+    if gone:
+        title = f"{len(gone)} images of the checkpoint have no pair in this folder"
+        way = "copy them there, or score all that is there with --split all"
+        raise BadInput(listing(f"{title}: {way}", gone))
+    return {split: splits[split] for split in wanted}

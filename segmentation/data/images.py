@@ -15,13 +15,14 @@ MAX_PIXELS = 178_956_970  # where Pillow by itself refuses to open a file (it wa
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 EXIF_ORIENTATION = 274  # tags of EXIF and TIFF, by number
 TIFF_BANDS = 277
+TIFF_KIND = 254  # its lowest bit: a copy at a lower resolution
 
 
 def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Image, str]:
     """An image file -> (8-bit RGB image, digest of the file).
 
-    An EXIF orientation is applied only if it swaps width and height and the mask has the size that
-    results, so that the mask is turned too; or if there is no mask.
+    An EXIF orientation is applied if there is no mask, or if it swaps width and height and the mask
+    has the size that results, so that the mask is turned too.
 
     mask_size: (width, height) of the mask, None if there is none or it could not be read.
     """
@@ -37,7 +38,7 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
     turned = image.size if image.format == "TIFF" else image.size[::-1]
     orientation = _decode(image)
     quarter_turn = orientation in (5, 6, 7, 8) and turned[0] != turned[1]
-    if quarter_turn and mask_size in (turned, None):
+    if mask_size is None or (quarter_turn and mask_size == turned):
         image = ImageOps.exif_transpose(image)
     elif orientation in range(2, 9):
         raise Unreadable(
@@ -111,7 +112,25 @@ def _open(path: Path) -> tuple[Image.Image, bytes]:
         raise Unreadable(
             "is not an image that can be read (8 bits, at most 4 bands); save it again as PNG"
         ) from None
+    pages = _pages(image)
+    if pages > 1:
+        raise Unreadable(f"holds {pages} images; save one a file")
     return image, content
+
+
+def _pages(image: Image.Image) -> int:
+    """How many images a file holds, smaller copies of the first not counted."""
+    if image.format == "MPO":  # a camera's, with its preview
+        return 1
+    try:
+        frames = pages = getattr(image, "n_frames", 1)
+        for frame in range(frames if image.format == "TIFF" and frames > 1 else 0):
+            image.seek(frame)
+            pages -= getattr(image, "tag_v2", {}).get(TIFF_KIND, 0) & 1
+        image.seek(0)
+    except Exception:  # as in _open
+        return 1  # decoding will say what is wrong
+    return pages
 
 
 def _decode(image: Image.Image) -> int:

@@ -137,3 +137,19 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
             f"say --label-map {advice}{also if counts[IGNORED] else ''}, or write classes.csv"
         )
     return ""
+
+
+def check_agreement(counts: list[list[int]]) -> str:
+    """One sentence where some masks paint with 255 what others paint with 1; "" if none do.
+
+    counts: of each mask, the pixels of each label 0..255.
+    """
+    white = [mask[IGNORED] > 0 and not any(mask[1:IGNORED]) for mask in counts]
+    both = [mask[IGNORED] > 0 and any(mask[1:IGNORED]) for mask in counts]
+    one = [mask[1] > 0 and not any(mask[2:]) for mask in counts]
+    if any(both) or not any(white) or not any(one):
+        return ""
+    return (
+        f"{sum(white)} masks hold only 0 and 255, {sum(one)} only 0 and 1: where both paint one "
+        "class say --label-map 255=1; where 255 is to be ignored, --label-map 255=255"
+    )

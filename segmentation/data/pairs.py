@@ -31,19 +31,20 @@ class Pair(NamedTuple):
 
 def read_pair(
     root: Path,
-    name: str,
-    mask_name: str,
-    drawing: Drawing | None,
+    masks: dict[str, str],
+    drawings: dict[str, Drawing],
     table: ndarray,
     colours: dict[int, int] | None,
     size: Size | None,
+    name: str,
 ) -> Pair | list[str]:
     """The cache entries of a pair, made now where missing; or all that is wrong with it.
 
-    name, mask_name: the two files, below root; drawing: in the second, if it is JSON. table: see
-    `label_table`; colours: see `ClassTable`.
-    size: the image is resized to it; None: it keeps its own, as masks always do.
+    masks: image -> mask, as names below root; name: one of the images; drawings: of those whose
+    mask is JSON. table: see `label_table`; colours: see `ClassTable`. size: the image is resized to
+    it; None: it keeps its own, as masks always do.
     """
+    mask_name, drawing = masks[name], drawings.get(name)
     image_file = root / name
     mask_file = root / mask_name
     try:
@@ -122,18 +123,18 @@ def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
     )
 
 
-def _file_key(path: Path) -> tuple[str, int, int]:
-    """A file's path, size in bytes and time of change, which change with its content."""
+def _file_key(path: Path) -> tuple[str | int, ...]:
+    """What changes with a file's content, even where archives give all files one time."""
     stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def render_pair(
     version: str,
     seed: int,
-    name: str,
     size: Size,
     table: ndarray,
+    name: str,
 ) -> Pair:
     """The cache entries of a scene, made now where missing.
 
@@ -151,4 +152,4 @@ def render_pair(
     if record is None:
         mask = table.astype(np.uint8)[load_array(ids_entry)]
         record = store(mask_entry, mask, counts=histogram(mask))
-    return Pair(image_entry, mask_entry, "", record["counts"], [])
+    return Pair(image_entry, mask_entry, name, record["counts"], [])

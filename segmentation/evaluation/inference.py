@@ -65,13 +65,16 @@ def predict(
 
     image: N x 3 x H x W, float in [0, 1], any H, W >= 1. tile: None is the whole image here,
     whatever its size. flips: see `Prediction`.
-    Raises BadInput when the image is not such a batch or the tile is smaller than 32 pixels.
+    Raises BadInput when the image is not such a batch, the tile is smaller than 32 pixels, or the
+    model has fewer than two classes.
     """
     if image.ndim != 4 or not image.is_floating_point():
         raise BadInput(
             "predict takes float images of N x 3 x H x W in [0, 1], "
             f"not {image.dtype} {tuple(image.shape)}"
         )
+    if not (image.min() >= 0 and image.max() <= 1):  # nor with NaN
+        raise BadInput("predict takes images in [0, 1]: divide by 255, and do not normalise")
     device = device_of(model)
 
     def read(rows: slice, columns: slice) -> Tensor:
@@ -79,7 +82,10 @@ def predict(
 
     tiles = [_tiles(side, tile) for side in image.shape[2:]]
     bands = _bands(model, read, tiles, Prediction(tile, flips))
-    return torch.cat([band.to(device) for _, band in bands], dim=2)
+    probability = torch.cat([band.to(device) for _, band in bands], dim=2)
+    if probability.shape[1] < 2:
+        raise BadInput("predict takes models of two classes or more: one logit is no softmax")
+    return probability
 
 
 def predict_strips(

@@ -141,8 +141,11 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     """Make the first softmax nearly uniform.
 
     A confidently wrong softmax has no gradient under the Tversky loss, so the class never recovers.
-    A start near 1/K leaves every class its gradient.
+    A start near 1/K leaves every class its gradient. ValueError for fewer than two classes.
     """
+    classes = len(classifier.weight)
+    if classes < 2:
+        raise ValueError(f"{classes} class: a softmax needs two or more, the background among them")
     nn.init.normal_(classifier.weight, std=0.01)
     if classifier.bias is not None:
         nn.init.zeros_(classifier.bias)

@@ -57,7 +57,7 @@ def write_report(
         links=links,
         sections=body,
     )
-    write_atomically(out / "report.html", page.encode())
+    write_atomically(out / "report.html", page)
 
 
 def write_pictures(folder: Path, examples: dict[str, list[Example]], labels: list[str]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from ..distributed import all_reduce_sum, rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: OAR's, before the walltime
+# USR2: a scheduler's, before the walltime. HUP: of a terminal that closes.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -29,12 +30,18 @@ class Clock:
         self.signalled = False
         self.go_on_from(0.0)
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            # Ctrl-C ends at once what has not begun; nohup's wish is kept.
+            if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def go_on_from(self, seconds: float) -> None:
         """Count from the seconds that the run had used before it was stopped."""
         self.start = time.monotonic() - seconds
         self.agreed = self.last_save = seconds
+
+    def note_interrupts(self) -> None:
+        """Treat Ctrl-C like the other signals from here on."""
+        signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self.signalled = True

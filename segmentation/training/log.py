@@ -15,6 +15,8 @@ from .clock import Clock
 from .frozen import count_parameters
 from .progress import Progress
 
+MUCH = 0.2  # of all pixels, a share worth a warning if it is ignored
+
 
 def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Path) -> None:
     """Print what is trained on what. data: a SegmentationDataset; memory: of `check_memory`."""
@@ -22,11 +24,16 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
     pixels = data.pixel_counts["train"]
     total = sum(pixels)
     shares = [f"{c} {n / total:.1%}" for c, n in zip(data.classes, pixels, strict=True)]
+    ignored = data.ignored_share("train")
+    if ignored:
+        shares.append(f"and {ignored:.1%} of all pixels ignored")
     parameters = count_parameters(model)
     print(f"data: {data.layout}, {counts} images")
     for sentence in data.notes:
         print(f"data: {sentence}")
     print(f"train pixels: {', '.join(shares)}")
+    if ignored > MUCH:
+        print("warning: so much is ignored (255); where it is a class, say --label-map 255=NUMBER")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
     print(f"memory: {memory}")
@@ -59,10 +66,15 @@ def print_epoch(progress: Progress, epochs: int, data_wait: float) -> None:
     """Print the last epoch's line. data_wait: the share of its time spent waiting for data."""
     row = progress.history[-1]
     start = "\r" if sys.stdout.isatty() else ""
+    val = ""
+    if row["val_loss"] is not None:
+        val = (
+            f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  "
+            f"mPA {row['val_mpa']:.4f}  best {progress.best_miou:.4f}  "
+        )
     print(
         f"{start}epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f}  "
-        f"val loss {row['val_loss']:.4f}  mIoU {row['val_miou']:.4f}  mPA {row['val_mpa']:.4f}  "
-        f"best {progress.best_miou:.4f}  lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  "
+        f"{val}lr {row['lr']:.2g}  {row['images_per_s']:.1f} images/s  "
         f"{row['seconds']:.0f} s  {data_wait:.1%} waiting for data",
         flush=True,
     )

@@ -1,6 +1,9 @@
 """A run: whether it may start or go on in a folder, its files, and what a checkpoint holds."""
 
+import errno
+import fcntl
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from .workers import ignore_signals
 MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into 99
 FREE_ON_RESUME = (  # flags that a resumed run may change
     "resume",
+    "data",  # moved, perhaps: files and classes are compared
     "workers",
     "device",
     "max_minutes",
@@ -47,6 +51,8 @@ def open_run(out: Path, args: dict) -> dict | None:
     last = out / "last.pt"
     with writing("--out", out):
         out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0 and not args["dry_run"]:
+            lock(out)
         held = [name for name in ("last.pt", "best.pt") if (out / name).exists()]
     if held and not args["resume"]:
         raise BadInput(
@@ -60,6 +66,21 @@ def open_run(out: Path, args: dict) -> dict | None:
         for left in (out / MARKER, *out.glob(".*.writing")):  # of a run killed while it wrote
             left.unlink(missing_ok=True)
     return saved
+
+
+def lock(out: Path) -> None:
+    """BadInput if another process trains in this folder.
+
+    The lock ends with this process, and forked loader workers do not inherit it.
+    """
+    descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)  # closing it would unlock
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+            raise BadInput(
+                f"{out}: another training is under way there: wait, or choose another --out"
+            ) from None
 
 
 def check_classes(saved: dict, classes: list[str], last: Path) -> None:
@@ -80,6 +101,11 @@ def check_settings(saved: dict, args: dict, last: Path) -> None:
             "put the run's own last.pt there, or choose another --out"
         )
     now, before = (json.loads(json.dumps(settings)) for settings in (args, saved["args"]))
+    for settings in (now, before):
+        for name in ("init", "encoder_weights"):
+            files = settings[name] or []
+            files = [files] if isinstance(files, str) else files
+            settings[name] = [os.path.abspath(file) for file in files]
     changed = []
     for name, value in now.items():
         if name not in FREE_ON_RESUME and value != before.get(name):
@@ -95,7 +121,7 @@ def write_config(out: Path, about: dict) -> None:
     """Write config.json: a checkpoint without weights, for people. BadInput if it cannot be."""
     path = out / "config.json"
     with writing("--out", path):
-        write_atomically(path, json.dumps(about, indent=2).encode())
+        write_atomically(path, json.dumps(about, indent=2))
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import BadInput
+from ..models.layers import SMALLEST_SIDE
 from .clock import SIGNALS
 
 PRELOADED = "segmentation.data.samples"  # imported once, by the process that workers fork from
@@ -46,14 +47,19 @@ def worker_context(device: torch.device, workers: int) -> BaseContext | None:
 def check_labelled(data: Any) -> None:
     """BadInput if train or val has no labelled pixel. data: a SegmentationDataset."""
     for split in ("train", "val"):
-        if not any(data.pixel_counts[split]):
+        if data.splits[split] and not any(data.pixel_counts[split]):
             raise BadInput(
                 f"{data.root}: all pixels of the {split} masks are 255, ignored: label some of them"
             )
 
 
 def check_batch(images: int, height: int, width: int) -> None:
-    """BadInput if the deepest map is one pixel of one image: BatchNorm needs two values or more."""
+    """BadInput if no model takes these samples, or BatchNorm would get a single value of each."""
+    if min(height, width) < SMALLEST_SIDE:
+        raise BadInput(
+            f"samples of {height} x {width} pixels are too small: "
+            f"use --crop {SMALLEST_SIDE} {SMALLEST_SIDE}, which pads, or --image-size"
+        )
     if images == 1 and max(height, width) <= 32:
         raise BadInput(
             f"--batch-size 1 of {height} x {width} pixels leaves BatchNorm a single value to "
