@@ -114,6 +114,7 @@ FOLDERS = [
     ("images", "annotations"),
     ("images", "annotations/trimaps"),
     ("images", "gt"),
+    ("images", "annot"),
     ("image", "ground_truth"),
     ("images_png", "masks_png"),
     ("Original_Images", "Segmentation_Masks"),
@@ -168,6 +169,8 @@ ADDED = [
     ("{}.jpg", "{}_mask.png"),
     ("{}_sat.jpg", "{}_mask.png"),
     ("images/{}.jpg", "images/{}_mask.png"),
+    ("segmentation labels/{}.jpg", "segmentation labels/{}_mask.png"),
+    ("segmentation labels/train/{}.jpg", "segmentation labels/train_masks/{}.png"),
     ("kaggle_3m/TCGA/TCGA_{}.tif", "kaggle_3m/TCGA/TCGA_{}_mask.tif"),
     (
         "ISIC_Task1-2_Training_Input/ISIC_{}.jpg",
@@ -349,7 +352,7 @@ def test_ade20k(tmp_path, named):
     data = check(root, reduced)
     assert (data.layout, len(data.classes)) == ("ade20k", 150)
     assert data.classes[149] == ("thing 150, other name" if named else "149")
-    assert any("0 is ignored" in note for note in data.notes) is not named
+    assert any("0 is ignored" in note for note in data.notes)
 
 
 def test_roboflow(tmp_path):
@@ -362,6 +365,7 @@ def test_roboflow(tmp_path):
     (root / "README.roboflow.txt").write_text("a text")
     data = check(root, expected)
     assert data.classes == ["unlabeled", "cat", "dog", "a bird"] and counts(data) == SPLITS
+    assert len(data.notes) == 1 and "_classes.csv" in data.notes[0]
     (root / "test/_classes.csv").write_text("Pixel Value, Class\n0, cat\n1, dog\n")
     with pytest.raises(BadInput, match=r"_classes.csv differ: keep one"):
         open_dataset(str(root))
@@ -455,6 +459,8 @@ def test_of_a_set_and_its_copy_in_splits_one_is_read(tmp_path):
 def test_an_unknown_folder_gets_the_nearest_match(tmp_path):
     root = tmp_path / "data"
     write(root, "images/{}.png", "painted/{}.png", numbers())
+    (root / "broken.json").write_text("{")
+    (root / "list.json").write_text("[]")
     with pytest.raises(BadInput, match=r"images/ is there, masks/ is not: .* painted/\?"):
         open_dataset(str(root))
 
@@ -465,6 +471,21 @@ def test_names_without_anything_in_common_are_one_line(tmp_path):
     with pytest.raises(BadInput, match="no image has a mask of its name") as caught:
         open_dataset(str(root))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_folders_of_one_kind_each(tmp_path):
+    root = tmp_path / "data"
+    expected = write(root, "benign/benign ({}).png", "benign/benign ({})_mask.png", numbers())
+    expected |= write(root, "malignant/m ({}).png", "malignant/m ({})_mask.png", numbers())
+    assert len(check(root, expected).notes) == 1
+
+
+def test_a_number_is_no_part_of_another(tmp_path):
+    root = tmp_path / "data"
+    for image, mask in (("1", "11"), ("2", "12"), ("3", "13")):
+        write(root, "images/{}.png", f"masks/{mask}.png", [image])
+    with pytest.raises(BadInput, match="no image has a mask of its name"):
+        open_dataset(str(root))
 
 
 def test_palettes_that_contradict_each_other_stop_the_run(tmp_path):

@@ -38,10 +38,15 @@ class Drawing(NamedTuple):
 
 
 def paint(drawing: Drawing) -> np.ndarray:
-    """The mask of a drawing, uint8 H x W."""
+    """The mask of a drawing, uint8 H x W. Unreadable if it has shapes that cannot be painted."""
     mask = Image.new("L", drawing.size)
     draw = ImageDraw.Draw(mask)
     for label, kind, points in drawing.shapes:
+        if len(points) < POINTS.get(kind, math.inf) or not np.isfinite(points).all():
+            raise Unreadable(
+                f"{drawing.image} has a shape ({kind}, {len(points)} points) that is not painted: "
+                "export it as a whole polygon"
+            )
         if kind == "polygon":
             draw.polygon(points, label, label)
         elif kind == "rectangle":
@@ -66,20 +71,24 @@ def read_drawings(
 
     names: all files below the root.
     """
-    contents = {}
+    contents: dict[str, dict[str, Any]] = {}
+    broken = []
     for name in names:
         if name.endswith(".json"):
             try:
-                contents[name] = json.loads((root / name).read_bytes())
-                contents[name].pop("imageData", None)  # labelme's copy of the image
-            except (OSError, ValueError, AttributeError):
-                problems.append(f"{name}: cannot be read as a JSON object; export it again")
+                content = json.loads((root / name).read_bytes())
+            except (OSError, ValueError):
+                broken.append(f"{name}: cannot be read as JSON; export it again, or remove it")
+                continue
+            contents[name] = content if isinstance(content, dict) else {}
+            contents[name].pop("imageData", None)  # labelme's copy of the image
     kind, read = "coco", _coco
     files = [name for name in contents if "categories" in contents[name]]
     files = [name for name in files if "instances" in name] or files  # beside keypoints and stuff
     if not files:
         kind, read = "labelme", _labelme
         files = [name for name in contents if "shapes" in contents[name]]
+    problems += broken if files else []
     classes: list[str] = []
     sketches: list[Drawing] = []
     for file in files:
@@ -101,8 +110,6 @@ def read_drawings(
             image = _image_of(sketch, by_stem[stem_of(sketch.image)])
             if image.name in drawings:
                 raise Unreadable(f"is drawn in {drawings[image.name].file} too; keep one of them")
-            for shape in sketch.shapes:
-                _check(*shape)
         except Unreadable as reason:
             problems.append(f"{sketch.file}: {sketch.image} {reason}")
             continue
@@ -122,9 +129,10 @@ def _labelme(file: str, content: dict[str, Any], classes: list[str]) -> Iterator
     shapes = []
     for shape in content["shapes"]:
         kind = (shape.get("shape_type") or "polygon").replace("oriented_rectangle", "polygon")
-        shapes.append((shape["label"], kind, [(x, y) for x, y in shape["points"]]))
+        shapes.append((shape["label"], kind, [(float(x), float(y)) for x, y in shape["points"]]))
         classes.append(shape["label"])
-    yield Drawing(file, file, (content["imageWidth"], content["imageHeight"]), shapes)
+    size = int(content["imageWidth"]), int(content["imageHeight"])
+    yield Drawing(file, file, size, shapes)
 
 
 def _coco(file: str, content: dict[str, Any], classes: list[str]) -> Iterator[Drawing]:
@@ -136,11 +144,13 @@ def _coco(file: str, content: dict[str, Any], classes: list[str]) -> Iterator[Dr
         parts = each.get("segmentation")
         kind = "RLE mask" if isinstance(parts, dict) else "polygon" if parts else "box"
         for flat in parts if kind == "polygon" else [[]]:
-            points = list(zip(flat[::2], flat[1::2], strict=True))
+            numbers = list(map(float, flat))
+            points = list(zip(numbers[::2], numbers[1::2], strict=True))
             shapes[each["image_id"]].append((names[each["category_id"]], kind, points))
     for each in content["images"]:
         name = each["file_name"].replace("\\", "/")
-        yield Drawing(file, name, (each["width"], each["height"]), shapes[each["id"]])
+        size = int(each["width"]), int(each["height"])
+        yield Drawing(file, name, size, shapes[each["id"]])
 
 
 def _image_of(drawing: Drawing, images: list[File]) -> File:
@@ -159,11 +169,3 @@ def _image_of(drawing: Drawing, images: list[File]) -> File:
     if len(best) != 1:
         raise Unreadable("is there more than once" if best else "is not there: add the image")
     return best[0]
-
-
-def _check(name: str, kind: str, points: Points) -> None:
-    """Unreadable if a shape of this class cannot be painted."""
-    if kind not in POINTS:
-        raise Unreadable(f"has a shape of {name} that is a {kind}: export it as polygons")
-    if len(points) < POINTS[kind] or not np.isfinite(points).all():
-        raise Unreadable(f"has a {kind} of {name} that lacks points: draw it again")

@@ -59,19 +59,23 @@ class Kind(NamedTuple):
     """A layout that the names of its files tell, and the classes where no table lies beside."""
 
     name: str
-    image: str = ""  # what the path of an image holds, in small letters
-    mask: str = ""
+    paths: str = ""  # found in the paths of an image and its mask, in small letters
     classes: ClassTable | None = None
-    said: str = ""  # of the classes
+    said: str = "its classes are numbers"
 
 
 KINDS = [
-    Kind("drone", "/original_images/", "images_semantic/"),
-    Kind("cityscapes", "_leftimg8bit.", "_labeltrainids.", CITYSCAPES, "its 19 classes"),
-    Kind("cityscapes", "_leftimg8bit.", "_labelids.", CITYSCAPES_IDS, "its 19 classes"),
-    Kind("ade20k", "/ade_", "/ade_", ADE20K, "150 classes, stored as 1..150; 0 is ignored"),
-    Kind("camvid", "/", "annot/", CAMVID, "its 11 classes; for others write classes.csv"),
-    Kind("pascal voc", "/jpegimages/", "/segmentationclass"),
+    Kind("drone", r"/original_images/.* .*images_semantic/"),
+    Kind("cityscapes", r"_leftimg8bit\..*_labeltrainids\.", CITYSCAPES, "its 19 classes"),
+    Kind("cityscapes", r"_leftimg8bit\..*_labelids\.", CITYSCAPES_IDS, "its 19 classes"),
+    Kind("ade20k", "/ade_.*/ade_", ADE20K, "150 classes, stored as 1..150; 0 is ignored"),
+    Kind(
+        "camvid",
+        "(train|val|test)annot/",
+        CAMVID,
+        "taken for CamVid, its 11 classes; for others write classes.csv",
+    ),
+    Kind("pascal voc", "/jpegimages/.*/segmentationclass"),
     Kind("generic"),
 ]
 LABEL_ENDINGS = ("_labelids", "_labeltrainids")  # of Cityscapes; the last one there is taken
@@ -139,7 +143,8 @@ def find_layout(root: Path, task: str) -> Layout:
         split_of = _by_lists(root, names, list(pairs), problems)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
     notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
-    notes += not_read(names, {*pairs, *pairs.values()})
+    others = [name for name in names if os.path.basename(name).lower() not in TABLES]
+    notes += not_read(others, {*pairs, *pairs.values()})
     if any(splits.values()) and not splits["val"]:
         notes.append("the folder gives no val: it is drawn from train")
     at = os.path.dirname(min(pairs.values(), default=""))
@@ -156,10 +161,10 @@ def _pair(
     named = [file for file in images if file.role]
     for chosen in (named, images):  # beside trainannot/, images lie in train/
         way = find_way(chosen, masks)
-        if not way.folders:  # of semantic/ and semantic_rgb/ the first
-            shortest = min((file.rest for file in masks), key=len, default="")
-            masks = [file for file in masks if file.rest == shortest]
-        of_images, of_masks = way.group(chosen, masks=False), way.group(masks, masks=True)
+        shortest = min((file.rest for file in masks), key=len, default="")
+        plain = [file for file in masks if way.folders or file.rest == shortest]
+        # Without folders, of semantic/ and semantic_rgb/ the first.
+        of_images, of_masks = way.group(chosen), way.group(plain)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
@@ -194,10 +199,8 @@ def _recognise(
     task: str,
 ) -> tuple[Kind, dict[str, str]]:
     """The kind of the pairs, with its classes, and those pairs that belong to the task."""
-    image, mask = min(pairs.items())
-    kind = next(
-        kind for kind in KINDS if kind.image in f"/{image}".lower() and kind.mask in mask.lower()
-    )
+    path = "/{} /{}".format(*min(pairs.items())).lower()
+    kind = next(kind for kind in KINDS if re.search(kind.paths, path))
     if kind.name == "drone":
         return _drone(root, pairs, task)
     folders = {os.path.dirname(name) for pair in pairs.items() for name in pair}
@@ -211,8 +214,9 @@ def _recognise(
         if len({table.read_bytes() for table in tables}) > 1:
             raise BadInput(f"{tables[0]} and {tables[1]} differ: keep one table of classes")
         if tables:
-            said = f"classes of {tables[0].relative_to(root)}"
-            return kind._replace(classes=read_classes(tables[0]), said=said), pairs
+            classes = read_classes(tables[0])
+            said = f"classes of {tables[0].name}{', 0 is ignored' if classes.labels else ''}"
+            return kind._replace(classes=classes, said=said), pairs
     return kind, pairs
 
 
@@ -236,7 +240,7 @@ def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str
     if len(found[name]) > 1:
         raise BadInput(f"{root}: several data sets: {', '.join(found[name])}; give --data one")
     classes = drone_classes(task, grouped=name != "drone original")
-    return Kind(name, classes=classes), sets[found[name][0]]
+    return Kind(name, classes=classes, said="its own classes"), sets[found[name][0]]
 
 
 def _drone_name(root: Path, pairs: dict[str, str]) -> str:

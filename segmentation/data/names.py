@@ -13,7 +13,7 @@ HIDDEN = re.compile(r"\.|__macosx$|thumbs\.db$|desktop\.ini$", re.IGNORECASE)
 DEEPEST = 6  # folders below the root
 
 # What a word of a name says, in any case. Words stand between signs that are no letters or digits.
-IMAGES = "image images img imgs input inputs photo photos rgb sat jpegimages leftimg8bit"
+IMAGES = "image images img imgs input inputs photo photos jpegimages leftimg8bit"
 MASKS = (
     "mask masks label labels lab labs annotation annotations annot annots ann gt gtfine truth "
     "groundtruth target targets seg segmentation semantic segmentationclass segmentationclasspng"
@@ -32,7 +32,7 @@ GLUED = re.compile(
     r"(?<![a-z0-9])(train|training|val|valid|validation|test|testing|default)(?=annot|image|mask|label|\d)"
 )
 # What may be added to the name of an image, or of a mask.
-ADDED = f"{IMAGES} {MASKS} l p labeltrainids labelids".replace(" ", "|")
+ADDED = f"{IMAGES} {MASKS} l p rgb sat labeltrainids labelids".replace(" ", "|")
 ADDED_WORD = re.compile(rf"[-_. ]*(?<![a-z0-9])({ADDED})(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -56,12 +56,11 @@ def list_names(root: Path) -> list[str]:
     names = []
     for place, inner, files in os.walk(root, followlinks=True, onerror=fail):
         folder = Path(place).relative_to(root)
-        images = {name for name in inner if is_image(name)}  # which will be said to be folders
-        inner[:] = {name for name in inner if not HIDDEN.match(name)} - images
+        found = [*files, *filter(is_image, inner)]  # a folder like a.png will be said to be one
+        names += [(folder / name).as_posix() for name in found if not HIDDEN.match(name)]
+        inner[:] = [name for name in inner if not HIDDEN.match(name)]
         if len(folder.parts) == DEEPEST:
             inner.clear()
-        found = [name for name in (*files, *images) if not HIDDEN.match(name)]
-        names += [(folder / name).as_posix() for name in found]
     return sorted(names)
 
 
@@ -117,13 +116,11 @@ class Way(NamedTuple):
     words: bool  # whether words like mask are taken out of all stems
     folders: bool  # whether the rest of the folders counts
 
-    def group(self, files: list[File], *, masks: bool) -> dict[tuple[str, str, str], list[File]]:
+    def group(self, files: list[File]) -> dict[tuple[str, str, str], list[File]]:
         """Split, other words and stem -> the files, of which there is one in sound sets."""
         groups = defaultdict(list)
         for file in files:
-            stem = file.stem
-            if masks:
-                stem = stem.removeprefix(self.before).removesuffix(self.after)
+            stem = file.stem.removeprefix(self.before).removesuffix(self.after)
             if self.words:
                 stem = ADDED_WORD.sub("", stem).strip("-_. ")
             groups[file.split, file.rest if self.folders else "", stem].append(file)
@@ -140,7 +137,7 @@ def find_way(images: list[File], masks: list[File]) -> Way:
                 cuts.add((before, after))
 
     def pairs(way: Way) -> int:
-        return len(way.group(images, masks=False).keys() & way.group(masks, masks=True).keys())
+        return len(way.group(images).keys() & way.group(masks).keys())
 
     ways = [Way(*cut, words, True) for words in (False, True) for cut in sorted(cuts)]
     best = max(ways, key=pairs)
