@@ -77,14 +77,14 @@ trap : PIPE                    # of a node that is lost
 # life each second, up its stderr the log. A node that is silent for half a minute is lost.
 serve() { # COMMAND..: on a node, run torchrun
     trap 'echo signalled' TERM USR2              # Slurm preempts what srun runs, not the script
-    (trap '' USR2; exec "$@" >&2 < /dev/null) &  # torchrun itself would die of USR2
-    pid=$!
+    (trap '' USR2; exec "$@" >&2 < /dev/null) & pid=$!   # torchrun itself would die of USR2
     while kill -0 "$pid" 2> /dev/null; do
         echo alive
         read -r -t 1 signal
         case $? in
-            0) pkill -"$signal" -P "$pid" ;;
+            0) pkill -"$begun$signal" -P "$pid"; begun='' ;;
             1) kill "$pid"; break ;;             # end of file: the script is gone
+            *) begun+=$signal ;;                 # a second may end inside the word
         esac
     done
     wait "$pid"
@@ -103,7 +103,7 @@ talk() { # RANK NODE: have it trained there; 0, or the exit code of torchrun, or
     while [ $silent -lt $limit ]; do             # five minutes to begin, then half a minute
         read -r -t 15 word <&"$up"
         case $? in
-            0) silent=0 limit=2; [ "$word" = alive ] || kill -USR2 $$ ;;
+            0) silent=0 limit=2; [ "$word" != signalled ] || kill -USR2 $$ ;;
             1) wait "$process"; return ;;
             *) silent=$((silent + 1)) ;;
         esac

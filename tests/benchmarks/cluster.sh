@@ -65,7 +65,7 @@ for number in range(96):  # a bright box on dark noise
 PYTHON
 chown -R "$user": "$house"
 flags="--data pairs --encoder-weights none --device cpu --augment 0 --batch-size 16 --workers 1"
-flags+=" --epochs ${EPOCHS:-30}"
+flags+=" --epochs ${EPOCHS:-14}"
 
 job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's words
     queue "$2" "runs/$1 ${3:-$flags}" | sed 's/^/$ /'
