@@ -17,7 +17,7 @@ cd "$(dirname "$0")/../.." || exit 1
 case $scheduler in
     oar)
         user=${OAR_USER:-oaruser}
-        version() { oarsub --version | sed 's/.*: *//'; }
+        version() { oarsub --version | sed "s, version :,,"; }
         one='-l /nodes=1/gpu=1,walltime=00:10:00' two='-l /nodes=2/gpu=1,walltime=00:10:00'
         short='--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:35'
         queue() { echo "oarsub -S $1 \"./run_oar.sh $2\""; }
