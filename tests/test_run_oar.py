@@ -16,18 +16,21 @@ SCHEDULERS = ("oar", "slurm")
 FAILS = '#!/bin/bash\nprintf "%s\\n" "$@" >> calls.txt\nenv >> variables.txt\nexit 1\n'
 # torchrun with one rank, which works until a signal comes. torchrun dies of USR2, unless ignored.
 WORKS = f"""#!{sys.executable} -S
-import os, signal, subprocess, sys
+import signal, subprocess, sys, time
 rank = subprocess.Popen([sys.executable, "-S", "rank.py"])
+signals = []
 def end(number, frame):
+    signals.append(number)
     rank.terminate()
-    rank.wait()
-    sys.exit(1)
 signal.signal(signal.SIGTERM, end)
-sys.exit(rank.wait())
+while rank.poll() is None:
+    time.sleep(0.02)
+sys.exit(1 if signals else rank.returncode)
 """
 SAVES = """
 import signal, sys, time
 def save(number, frame):
+    time.sleep(0.4)
     open("run/last.pt", "w").close()
     open("run/interrupted", "w").close()
     sys.exit()
@@ -83,7 +86,7 @@ class Job(NamedTuple):
         return code, self.log(how.get("number", JOB))
 
     def run_and_stop(self, *targets: str) -> tuple[int, str]:
-        """The same, of a job whose ranks work; USR2 or TERM goes to the script or to srun's."""
+        """The same, of a job whose ranks work. targets: "SIGNAL to script" or "to step"."""
         (self.folder / ".venv/bin/python").write_text(WORKS)
         started = self.folder / "started"
         started.unlink(missing_ok=True)
@@ -93,14 +96,16 @@ class Job(NamedTuple):
                 time.sleep(0.02)
             for target in targets:
                 name, receiver = target.split(" to ")
-                pid = process.pid
-                if receiver == "srun":
-                    pid = int((self.folder / "steps.txt").read_text().split()[-1])
-                os.kill(pid, getattr(signal, f"SIG{name}"))
+                for pid in [process.pid] if receiver == "script" else self.step():
+                    os.kill(pid, getattr(signal, f"SIG{name}"))
             return process.wait(30), self.log(JOB)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+    def step(self) -> list[int]:
+        """The processes of the last srun, all of which Slurm signals."""
+        return descendants(int((self.folder / "steps.txt").read_text().split()[-1]))
 
     def log(self, number: int) -> str:
         return (self.folder / f"run/log.{number}.txt").read_text()
@@ -115,6 +120,11 @@ class Job(NamedTuple):
         if self.scheduler == "slurm":
             return again.exists() and again.read_text() == f"requeue {JOB}\n"
         return code == 99
+
+
+def descendants(pid: int) -> list[int]:
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+    return [pid, *(number for child in children.split() for number in descendants(int(child)))]
 
 
 def make_job(folder: Path, scheduler: str) -> Job:
@@ -194,11 +204,12 @@ def test_an_interrupted_job_is_submitted_again_and_goes_on_with_its_log(job: Job
 @pytest.mark.parametrize("name", ["TERM", "USR2"])
 def test_a_signal_to_what_srun_runs_is_an_interruption(slurm_job: Job, name: str):
     """Slurm preempts so: TERM to the steps, nothing to the script."""
-    code, _ = slurm_job.run_and_stop(f"{name} to srun")
+    code, _ = slurm_job.run_and_stop(f"{name} to step")
+    assert (slurm_job.folder / "run/last.pt").exists()
     assert slurm_job.is_submitted_again(code)
 
 
-@pytest.mark.parametrize("targets", [["TERM to script"], ["TERM to srun", "TERM to script"]])
+@pytest.mark.parametrize("targets", [["TERM to script"], ["TERM to step", "TERM to script"]])
 def test_a_job_that_is_ended_from_outside_is_not_submitted_again(slurm_job: Job, targets):
     code, log = slurm_job.run_and_stop(*targets)
     assert code == 1
@@ -222,8 +233,9 @@ def test_interruptions_without_a_save_come_to_an_end(job: Job):
 
 
 def test_a_node_that_falls_silent_ends_the_job(slurm_job: Job):
-    code, log = slurm_job.run_and_stop("STOP to srun")
-    os.kill(int((slurm_job.folder / "steps.txt").read_text()), signal.SIGKILL)
+    code, log = slurm_job.run_and_stop("STOP to step")
+    for pid in slurm_job.step():
+        os.kill(pid, signal.SIGKILL)
     assert code == 1
     assert not slurm_job.is_submitted_again(code)
     assert "here is lost" in log

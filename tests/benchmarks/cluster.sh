@@ -19,7 +19,7 @@ case $scheduler in
         user=${OAR_USER:-oaruser}
         version() { oarsub --version | sed "s, version :,,"; }
         one='-l /nodes=1/gpu=1,walltime=00:10:00' two='-l /nodes=2/gpu=1,walltime=00:10:00'
-        short='--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:35'
+        short='--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:02:15'
         queue() { echo "oarsub -S $1 \"./run_oar.sh $2\""; }
         submit() { OARSUB_OPTS=$1 $sandbox submit run_oar.sh "${@:2}"; }
         rival='oarsub -l /nodes=2/gpu=2,walltime=00:00:30 "sleep 5"'
