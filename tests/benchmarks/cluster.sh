@@ -76,7 +76,7 @@ logs() { cat $(ls -tr runs/"$1"/log.*.txt 2> /dev/null) /dev/null; }
 story() { # NAME: its logs, an epoch's line shortened
     logs "$1" | grep -E '^(job|epoch|interrupted|done|error|failed|node)|lost|rror:' |
         sed -E 's/  (train|val) .*//; s/^/    | /' |
-        awk '/epoch/ { line = line (line ? "," : "    |") " " $2 " " $3; next }
+        awk '/\| (job|epoch) / { line = line (line ? ", " : "    | ") $2 " " $3; next }
             line { print line; line = "" } { print } END { if (line) print line }'
 }
 in_run() { # NAME N [EPOCHS]: wait for the N-th run to have finished so many epochs, by default one
@@ -174,7 +174,8 @@ if part 7 "Two nodes, the second stops answering"; then
     in_run lost 1 2
     rank=$(pgrep -u "$user" -f 'torch.distributed.run.*--node-rank=1' | head -n 1)
     space=$(readlink "/proc/$rank/ns/uts")
-    node=$(find /proc/[0-9]*/ns/uts -maxdepth 0 -lname "$space" 2> /dev/null | cut -d/ -f3)
+    node=$(find /proc/[0-9]*/ns/uts -maxdepth 0 -printf '%p %l\n' 2> /dev/null |
+        awk -v space="$space" '$2 == space' | cut -d/ -f3)
     kill -STOP $node
     stopped=$SECONDS
     until says lost '^failed'; do sleep 1; [ $((SECONDS - stopped)) -lt 300 ] || break; done
