@@ -172,7 +172,7 @@ fi
 if part 7 "Two nodes, the second stops answering"; then
     job lost "$two" > lost.txt & first=$!
     in_run lost 1 2
-    rank=$(pgrep -u "$user" -f 'torch.distributed.run.*--node-rank=1' | head -n 1)
+    rank=$(pgrep -u "$user" -f '^[^ ]*python[^ ]* -m torch.distributed.run.*--node-rank=1' | head -n 1)
     space=$(readlink "/proc/$rank/ns/uts")
     node=$(find /proc/[0-9]*/ns/uts -maxdepth 0 -printf '%p %l\n' 2> /dev/null |
         awk -v space="$space" '$2 == space' | cut -d/ -f3)
