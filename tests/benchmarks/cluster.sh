@@ -74,7 +74,7 @@ job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's w
 }
 logs() { cat $(ls -tr runs/"$1"/log.*.txt 2> /dev/null) /dev/null; }
 story() { # NAME: its logs, an epoch's line shortened
-    logs "$1" | grep -E '^(job|epoch|interrupted|done|error|failed|node)|lost|rror:' |
+    logs "$1" | grep -E '^(job|epoch|interrupted|done|failed)|is lost|rror:' |
         sed -E 's/  (train|val) .*//; s/^/    | /' |
         awk '/\| (job|epoch) / { line = line (line ? ", " : "    | ") $2 " " $3; next }
             line { print line; line = "" } { print } END { if (line) print line }'
