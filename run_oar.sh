@@ -42,11 +42,11 @@ if [ -n "$OAR_JOB_ID" ]; then
     }
     submit_again() { while [ $SECONDS -le 61 ]; do sleep 1; done; }   # OAR wants a minute of it
 elif [ -n "$SLURM_JOB_ID" ]; then
-    job=$SLURM_JOB_ID
+    job=$SLURM_JOB_ID task=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     gpus_of() { echo "${SLURM_GPUS_ON_NODE:-0}"; }
     on() { exec srun --nodes=1 --ntasks=1 --nodelist="$1" --cpu-bind=none bash -c "$2"; }
-    submit_again() { scontrol requeue "$job"; }
+    submit_again() { scontrol requeue "${SLURM_ARRAY_JOB_ID:-$job}$task"; }   # not all of an array
     unset SLURM_EXPORT_ENV                     # or `sbatch --export` leaves srun without a PATH
     set -- "${@//\%a/$SLURM_ARRAY_TASK_ID}"    # of an array: runs/seed-%a --seed %a
 else

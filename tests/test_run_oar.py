@@ -85,12 +85,12 @@ class Job(NamedTuple):
         code = self.start(*flags, **how).wait(30)
         return code, self.log(how.get("number", JOB))
 
-    def run_and_stop(self, *targets: str) -> tuple[int, str]:
+    def run_and_stop(self, *targets: str, **more: str) -> tuple[int, str]:
         """The same, of a job whose ranks work. targets: "SIGNAL to script" or "to step"."""
         (self.folder / ".venv/bin/python").write_text(WORKS)
         started = self.folder / "started"
         started.unlink(missing_ok=True)
-        process = self.start()
+        process = self.start(**more)
         try:
             while not started.exists():
                 time.sleep(0.02)
@@ -245,6 +245,11 @@ def test_the_flags_of_an_array_of_slurm_hold_the_number_of_the_task(slurm_job: J
     slurm_job.run("--seed", "%a", SLURM_ARRAY_TASK_ID="7")
     words = slurm_job.words()
     assert words[words.index("--seed") + 1] == "7"
+
+
+def test_a_task_of_an_array_of_slurm_goes_on_alone(slurm_job: Job):
+    slurm_job.run_and_stop("USR2 to script", SLURM_ARRAY_JOB_ID="41", SLURM_ARRAY_TASK_ID="7")
+    assert (slurm_job.folder / "again.txt").read_text() == "requeue 41_7\n"
 
 
 def test_without_a_scheduler_it_says_who_is_to_start_it(tmp_path: Path):
