@@ -6,9 +6,9 @@
 #
 # SANDBOX: a command with `up`, `submit SCRIPT ARGS` (submit as the jobs' user, wait for the end and
 # for the runs after it, print the outcome; $OARSUB_OPTS or $SBATCH_OPTS adds options), `run CMD`
-# (as that user) and `down`. PYTHON: one that this user can run. Every line ends in "as it should"
-# or "WRONG"; the exit code is the number of the wrong ones. PARTS="1 2" runs only these; 2 compares
-# with 1, 4 with 3.
+# (as that user) and `down`. PYTHON: one that this user can run. Every check ends in "as it should"
+# or "WRONG"; the exit code is the number of the wrong ones. PARTS="1 2" runs only these; 2 and 5
+# compare with 1, 4 with 3.
 set -uo pipefail
 scheduler=$1 sandbox=$2 python=$3 parts=${PARTS:-1 2 3 4 5 6 7 8} wrong=0
 cd "$(dirname "$0")/../.." || exit 1
