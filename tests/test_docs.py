@@ -26,7 +26,8 @@ PARSERS = {
     "evaluate.py": evaluation_arguments,
     "ensemble.py": ensemble_arguments,
 }
-OTHERS = {"--project", "--checkpoint"}  # flags of oarsub
+SUBMIT = ("oarsub", "sbatch")
+OTHERS = {"--project", "--checkpoint", "--signal", "--requeue", "--gres"}  # flags of these two
 # What makes a training end in seconds; the last of two equal flags wins.
 SHORT = "--image-size 32 32 --crop 32 32 --batch-size 8 --augment 0 --epochs 1 --max-minutes 0.02"
 SHORT += " --workers 0 --encoder-weights none"
@@ -42,20 +43,28 @@ def inline(path: Path) -> list[str]:
 
 
 def commands(path: Path, *, fenced_only: bool = False) -> list[list[str]]:
-    """Script and flags; before them "torchrun" where that starts the script, "oarsub" for a job."""
+    """Script and flags; before them "torchrun", "oarsub" or "sbatch" where that starts it."""
     code = [*blocks(path), *([] if fenced_only else inline(path))]
     found = []
     for line in "\n".join(code).replace(" && ", "\n").splitlines():
-        if not re.search(r"(^|[ /])(python3?|torchrun) .*\.py|^ *oarsub ", line):
+        if not re.search(r"(^|[ /])(python3?|torchrun) .*\.py|^ *(oarsub|sbatch) ", line):
             continue
-        words = shlex.split(line, comments=True)
-        job = [word.split()[1:] for word in words if word.startswith("./run_oar.sh ")]
-        place = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
-        if job:
-            found.append(["oarsub", "train.py", "--out", *job[0], "--resume"])
-        else:
-            found.append([*(["torchrun"] if "torchrun" in words[:place] else []), *words[place:]])
+        words = shlex.split(line.split(" > ")[0], comments=True)
+        if words[0] in SUBMIT:
+            found.append([words[0], "train.py", *flags_of_job(words), "--resume"])
+            continue
+        place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        found.append([*(["torchrun"] if "torchrun" in words[:place] else []), *words[place:]])
     return found
+
+
+def flags_of_job(submission: list[str]) -> list[str]:
+    """What run_oar.sh gives to train.py: `oarsub` takes its command as one word, `sbatch` not."""
+    place = next((i for i, word in enumerate(submission) if "run_oar.sh" in word), None)
+    if place is None:  # options alone
+        return []
+    words = [*submission[place].split()[1:], *submission[place + 1 :]]
+    return ["--out", *(word.replace("%a", "7") for word in words)] if words else []
 
 
 def parse(script: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +90,12 @@ CALLS = [(path.name, command) for path in DOCUMENTS for command in commands(path
 
 def test_the_documents_call_every_script():
     called = {word for _, command in CALLS for word in command[:2]}
-    assert called >= {*PARSERS, "torchrun", "oarsub", "tests/benchmarks/parity.py"}
+    assert called >= {*PARSERS, "torchrun", *SUBMIT, "tests/benchmarks/parity.py"}
 
 
 @pytest.mark.parametrize("document, command", CALLS, ids=name_of_case)
 def test_a_command_is_one(document, command, monkeypatch, capsys):
-    script, *flags = [word for word in command if word not in ("torchrun", "oarsub")]
+    script, *flags = [word for word in command if word not in ("torchrun", *SUBMIT)]
     if script not in PARSERS:
         known = (ROOT / script).read_text() + " ".join(flags_of("train.py", monkeypatch, capsys))
         assert all(flag in known for flag in flags if flag.startswith("--"))
@@ -201,7 +210,7 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     folders = {True: write_pairs(tmp_path / "grey", 255), False: write_pairs(tmp_path / "plain", 1)}
     for path in DOCUMENTS:
         for command in commands(path, fenced_only=True):
-            if command[0] == "oarsub" or not {*command[:2]} & {*PARSERS}:
+            if command[0] in SUBMIT or not {*command[:2]} & {*PARSERS}:
                 continue
             if "--compile" in command or "cuda" in command:
                 continue

@@ -25,7 +25,7 @@ from .progress import Progress
 from .step_loss import CountingLoss
 from .workers import ignore_signals
 
-MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh turns it into 99
+MARKER = "interrupted"  # left under torchrun, which hides exit codes; run_oar.sh looks for it
 FREE_ON_RESUME = (  # flags that a resumed run may change
     "resume",
     "data",  # moved, perhaps: files and classes are compared
