@@ -18,6 +18,20 @@ def check_size(image: Tensor) -> None:
         raise ValueError(f"images of {H}x{W} are too small: 32x32 at least")
 
 
+def exporting() -> bool:
+    """Whether torch.export is tracing a model, for which some modules have another formulation.
+
+    Their own fixes memory formats, which are the runtime's to choose, and sizes: torch.export
+    refuses what it cannot prove for every H and W.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def in_order(view: Tensor) -> Tensor:
+    """A permuted view as it is; in an exported graph a copy, whose memory has the view's order."""
+    return view.clone(memory_format=torch.contiguous_format) if exporting() else view
+
+
 class Normalise(nn.Module):
     """RGB in [0, 1] -> ImageNet's mean 0 and deviation 1; not part of the state dict.
 
@@ -42,6 +56,8 @@ class Normalise(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W -> the same, channels last in memory."""
         normalised = (image - self.mean) / self.std
+        if exporting():
+            return normalised
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
@@ -95,7 +111,7 @@ def linear(
     bias: Tensor | None,
 ) -> Tensor:
     """N x H x W x C_in, weight C x C_in, bias C or None -> N x H x W x C; see `Linear`."""
-    if x.device.type != "cpu" or x.dim() != 4:
+    if x.device.type != "cpu" or x.dim() != 4 or exporting():
         return F.linear(x, weight, bias)
     image = x.permute(0, 3, 1, 2)
     kernel = weight[:, :, None, None]  # C x C_in x 1 x 1
