@@ -57,10 +57,9 @@ def export(model: nn.Module, file: str | Path, meta: dict | None = None) -> str:
         for name in reversed(names):  # weights beside a graph of 2 GB before the graph
             os.replace(Path(folder, name), file.with_name(name))
     checked = "compared with the model" if run else "checked for form only: no onnxruntime"
-    return (
-        f"{' and '.join(names)}: {size / 1e6:.1f} MB, image N x {channels_of(model)} x H x W "
-        f"-> logits, H and W from {SMALLEST_SIDE}, {checked}"
-    )
+    files = " and ".join(str(file.with_name(name)) for name in names)
+    taken = f"image N x {channels_of(model)} x H x W in [0, 1], H and W from {SMALLEST_SIDE}"
+    return f"{files}: {size / 1e6:.1f} MB, {taken} -> logits N x K x H x W, {checked}"
 
 
 def check_target(model: nn.Module, file: Path) -> None:
