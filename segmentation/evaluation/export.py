@@ -1,6 +1,5 @@
 """Models as files for other programs: torch.export's .pt2, ONNX's .onnx, Hugging Face's folder."""
 
-import contextlib
 import copy
 import importlib.util
 import json
@@ -112,22 +111,16 @@ def channels_of(model: nn.Module) -> int:
 
 def trace(model: nn.Module) -> torch.export.ExportedProgram:
     """The model's graph. BadInput where this torch cannot trace one for every N, H and W."""
-    free = {
-        0: torch.export.Dim("N", min=1),
-        2: torch.export.Dim("H", min=SMALLEST_SIDE),
-        3: torch.export.Dim("W", min=SMALLEST_SIDE),
-    }
-    tracing: Any = torch.fx.experimental._config
-    oblivious: Any = contextlib.nullcontext()
-    if hasattr(tracing, "backed_size_oblivious"):  # a side of 1 is then no case of its own
-        oblivious = tracing.patch(backed_size_oblivious=True)
+    Dim = torch.export.Dim
+    free = {0: Dim("N", min=1), 2: Dim("H", min=SMALLEST_SIDE), 3: Dim("W", min=SMALLEST_SIDE)}
+    settings: Any = torch.fx.experimental._config
     image = torch.rand(2, channels_of(model), 96, 128)
     try:
-        with oblivious:
+        with settings.patch(backed_size_oblivious=True):  # a side of 1 is no case of its own
             return torch.export.export(
                 model, (image,), dynamic_shapes={"image": free}, strict=False
             )
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:  # no such setting, or no such proof
         raise BadInput(
             f"torch {torch.__version__} cannot write one graph for all image sizes: "
             "export with a newer torch"
@@ -164,8 +157,16 @@ def write_onnx(model: nn.Module, file: Path, facts: dict) -> Runner:
 
 
 def write_huggingface(model: SegFormer, folder: Path, facts: dict) -> Runner:
-    model.save_huggingface(folder, facts.get("classes"), facts)
+    model.save_huggingface(folder, facts.get("classes"))
+    add_to(folder / "config.json", facts=facts)
+    if size := facts.get("image_size"):
+        size = dict(zip(("height", "width"), size, strict=True))
+        add_to(folder / "preprocessor_config.json", do_resize=True, size=size)
     return SegFormer.from_huggingface(folder)
+
+
+def add_to(file: Path, **entries: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries, indent=2))
 
 
 def compare(model: nn.Module, run: Runner, file: Path) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import exporting
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 32  # of an image that every model accepts, in pixels
@@ -16,20 +18,6 @@ def check_size(image: Tensor) -> None:
     H, W = image.shape[-2:]
     if min(H, W) < SMALLEST_SIDE:
         raise ValueError(f"images of {H}x{W} are too small: 32x32 at least")
-
-
-def exporting() -> bool:
-    """Whether torch.export is tracing a model, for which some modules have another formulation.
-
-    Their own fixes memory formats, which are the runtime's to choose, and sizes: torch.export
-    refuses what it cannot prove for every H and W.
-    """
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-def in_order(view: Tensor) -> Tensor:
-    """A permuted view as it is; in an exported graph a copy, whose memory has the view's order."""
-    return view.clone(memory_format=torch.contiguous_format) if exporting() else view
 
 
 class Normalise(nn.Module):

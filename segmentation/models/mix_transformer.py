@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import DropPath, Linear, check_size, exporting, in_order, initialise, keyed_uniform
+from ..tracing import exporting, in_order, merge_patches
+from .layers import DropPath, Linear, check_size, initialise, keyed_uniform
 
 WIDE = (64, 128, 320, 512)  # the channels of all but b0
 # variant: channels C_i, depths L_i. All six share heads, reductions and the MLP ratio.
@@ -77,10 +78,7 @@ class EfficientSelfAttention(nn.Module):
         N, H, W, C = x.shape
         R = self.reduction
         if exporting():
-            kernel = self.reduce.weight.view(C, R, R, C).permute(0, 3, 1, 2)
-            image = in_order(x.permute(0, 3, 1, 2))
-            x = F.conv2d(image, kernel, self.reduce.bias, stride=R)
-            return self.norm(x.permute(0, 2, 3, 1))
+            return self.norm(merge_patches(x, self.reduce.weight, self.reduce.bias, R))
         h, w = H // R, W // R
         x = x[:, : h * R, : w * R].reshape(N, h, R, w, R, C)
         x = x.transpose(2, 3).reshape(N, h, w, R * R * C)

@@ -17,16 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import (
-    KeyedDropout,
-    Linear,
-    Normalise,
-    exporting,
-    in_order,
-    initialise,
-    linear,
-    start_undecided,
-)
+from ..tracing import crop, in_order
+from .layers import KeyedDropout, Linear, Normalise, initialise, linear, start_undecided
 from .mix_transformer import NORM_EPS, MixTransformer
 
 
@@ -117,10 +109,7 @@ class ConvDecoder(nn.Module):
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
-            # Cropped because an odd side was rounded up on the way down. To the nearest neighbour
-            # is the same, and its size needs no proof.
-            x = upsample(x)
-            x = F.interpolate(x, size=(h, w)) if exporting() else x[..., :h, :w]
+            x = crop(upsample(x), h, w)  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         x = self.dropout(x, keys)
         return self.classify(x)
@@ -181,19 +170,12 @@ class SegFormer(nn.Module):
 
         return load_segformer(cls, open_weights(path))
 
-    def save_huggingface(
-        self,
-        folder: str | Path,
-        classes: list[str] | None = None,
-        facts: dict | None = None,
-    ) -> None:
+    def save_huggingface(self, folder: str | Path, classes: list[str] | None = None) -> None:
         """Write config.json, preprocessor_config.json and model.safetensors for transformers.
 
-        classes: names; by default those it was loaded with, or "0", "1", ...
-        facts: further ones for config.json; image_size, [H, W], is what images are resized to.
-        ValueError for another decoder than the paper's or as many names; OSError if the files
-        cannot be written.
+        classes: names; by default those it was loaded with, or "0", "1", ... ValueError for another
+        decoder than the paper's or as many names; OSError if the files cannot be written.
         """
         from ..pretrained.huggingface import save_segformer  # which needs this file
 
-        save_segformer(self, Path(folder), classes, facts or {})
+        save_segformer(self, Path(folder), classes)

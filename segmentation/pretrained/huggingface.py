@@ -108,12 +108,7 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
     return [str(labels[k]).removeprefix("LABEL_") for k in numbers]  # transformers' for no name
 
 
-def save_segformer(
-    model: SegFormer,
-    folder: Path,
-    classes: Sequence[str] | None,
-    facts: dict,
-) -> None:
+def save_segformer(model: SegFormer, folder: Path, classes: Sequence[str] | None) -> None:
     """See `SegFormer.save_huggingface`."""
     if not isinstance(model.decoder, MLPDecoder) or model.normalise.mean.numel() != 3:
         raise ValueError(
@@ -130,19 +125,16 @@ def save_segformer(
         "decoder_hidden_size": model.decoder.fuse.out_features,
         "id2label": dict(zip(numbers, classes, strict=True)),
         "label2id": {name: k for k, name in enumerate(classes)},
-        "facts": facts,
     }
     processor = {
         "image_processor_type": "SegformerImageProcessor",
-        "do_resize": "image_size" in facts,
+        "do_resize": False,
         "do_rescale": True,
         "do_normalize": True,
         "image_mean": IMAGENET_MEAN,
         "image_std": IMAGENET_STD,
         "do_reduce_labels": model.reduced_labels,
     }
-    if size := facts.get("image_size"):
-        processor["size"] = {"height": size[0], "width": size[1]}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / SAFETENSORS, published_tensors(model, depths))
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())

@@ -17,6 +17,7 @@ rows are left out where the processor has no such instructions.
 """
 
 import argparse
+import contextlib
 import os
 import resource
 import statistics
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="+", default=list(SPEED_GRAPHS), choices=SPEED_GRAPHS)
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--sizes", nargs="+", default=["4x256x256", "2x512x512"], metavar="NxHxW")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)  # one row's own process
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # one row's own process
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.peak:
@@ -239,9 +240,9 @@ def runner(model: nn.Module, runtime: str, shape: tuple[int, ...], place: Path) 
     ours = not isinstance(model, Published | nn.Sequential)
     if kind == "pt2":
         file = place / "model.pt2"
-        if ours:
+        if ours and not file.exists():
             export(model, file)
-        else:
+        elif not file.exists():
             torch.export.save(torch.export.export(model, (torch.rand(shape),)), file)
         module = torch.export.load(file).module()
         return lambda image: module(image)
@@ -279,7 +280,7 @@ def print_speed(size: str, graphs: list[str], runtimes: list[str]) -> None:
                 for runtime in wanted:
                     run = runner(model, runtime, shape, Path(place))
                     ms, ratio = alternate(first, run, image)
-                    command = [sys.executable, __file__, "--peak", graph, runtime, size]
+                    command = [sys.executable, __file__, "--peak", graph, runtime, size, place]
                     done = subprocess.run(command, capture_output=True, text=True)
                     peak = done.stdout.split()[-1] if done.returncode == 0 else "-"
                     print(f"{graph:14}{runtime:15}{ms:8.1f} ms{ratio:7.2f}{peak:>8}", flush=True)
@@ -303,13 +304,13 @@ def alternate(first: Run, second: Run, image: Tensor) -> tuple[float, float]:
     return 1e3 * statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
 
 
-def peak_of(graph: str, runtime: str, size: str) -> int:
-    """MiB: the most that this process held, over what it held once the runtime was ready."""
+def peak_of(graph: str, runtime: str, size: str, place: str) -> int:
+    """MiB: the most that this process held while it predicted; place has the graph's files."""
     shape = batch_shape(size)
-    with tempfile.TemporaryDirectory() as place, torch.no_grad():
+    with torch.no_grad():
         run = runner(graph_of(graph), runtime, shape, Path(place))
-        with open("/proc/self/clear_refs", "w") as file:  # the peak starts anew
-            file.write("5")
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts anew
         for _ in range(3):
             run(torch.rand(shape))
     return resident("VmHWM") // 1024
