@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from ..errors import BadInput, writing
 from ..models.layers import SMALLEST_SIDE, Normalise
@@ -113,7 +114,7 @@ def trace(model: nn.Module) -> torch.export.ExportedProgram:
     """The model's graph. BadInput where this torch cannot trace one for every N, H and W."""
     Dim = torch.export.Dim
     free = {0: Dim("N", min=1), 2: Dim("H", min=SMALLEST_SIDE), 3: Dim("W", min=SMALLEST_SIDE)}
-    settings: Any = torch.fx.experimental._config
+    settings: Any = _config
     image = torch.rand(2, channels_of(model), 96, 128)
     try:
         with settings.patch(backed_size_oblivious=True):  # a side of 1 is no case of its own
