@@ -4,6 +4,7 @@ python evaluate.py runs/segformer/best.pt
 python evaluate.py runs/segformer/best.pt --out report                      # report.html and tables
 python evaluate.py runs/unet/best.pt runs/segformer/best.pt --out report    # side by side
 python evaluate.py runs/segformer/best.pt --images DIR --out predictions    # images without masks
+python evaluate.py runs/segformer/best.pt --export model.onnx    # or .pt2, or a folder
 python evaluate.py HF_FOLDER --data DIR                  # a published SegFormer of the same classes
 torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
@@ -33,6 +34,7 @@ from segmentation.data.images import read_image
 from segmentation.data.names import is_image, list_names, not_read
 from segmentation.data.problems import Unreadable
 from segmentation.errors import BadInput, exit_on_bad_input, writing
+from segmentation.evaluation.export import export
 from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically
@@ -68,6 +70,10 @@ ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth 
 @out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
+    if args.export:
+        model, meta = load_model(args.checkpoints[0])
+        print(export(model, args.export, meta))
+        return
     device = distributed.setup(args.device)
     prepare(device, args.amp)
     announce(device, args.device)

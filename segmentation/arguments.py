@@ -307,7 +307,14 @@ def evaluation_arguments(description: str) -> Namespace:
         help="best and worst images in the report",
     )
     add("--images", metavar="DIR", help="predict these images, which need no masks, into --out")
+    add(
+        "--export",
+        metavar="FILE",
+        help="write the model for other programs, alone: .pt2, .onnx, or a folder for transformers",
+    )
     args = parser.parse_args()
+    if args.export and (len(args.checkpoints) > 1 or args.images or args.out or args.json):
+        parser.error("--export takes one checkpoint, and neither --images, --out nor --json")
     if args.images:
         if not args.out:
             parser.error("--images needs --out, the folder for the predictions")

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import exporting
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 32  # of an image that every model accepts, in pixels
@@ -42,6 +44,8 @@ class Normalise(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """N x C x H x W -> the same, channels last in memory."""
         normalised = (image - self.mean) / self.std
+        if exporting():
+            return normalised
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
@@ -95,7 +99,7 @@ def linear(
     bias: Tensor | None,
 ) -> Tensor:
     """N x H x W x C_in, weight C x C_in, bias C or None -> N x H x W x C; see `Linear`."""
-    if x.device.type != "cpu" or x.dim() != 4:
+    if x.device.type != "cpu" or x.dim() != 4 or exporting():
         return F.linear(x, weight, bias)
     image = x.permute(0, 3, 1, 2)
     kernel = weight[:, :, None, None]  # C x C_in x 1 x 1

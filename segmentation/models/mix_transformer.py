@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import exporting, in_order, merge_patches
 from .layers import DropPath, Linear, check_size, initialise, keyed_uniform
 
 WIDE = (64, 128, 320, 512)  # the channels of all but b0
@@ -48,7 +49,7 @@ class OverlapPatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C_in -> N x ceil(H / stride) x ceil(W / stride) x C."""
-        x = self.merge(x.permute(0, 3, 1, 2))  # N x C x H/s x W/s, channels last in memory
+        x = self.merge(in_order(x.permute(0, 3, 1, 2)))  # N x C x H/s x W/s, channels last
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -76,6 +77,8 @@ class EfficientSelfAttention(nn.Module):
         """
         N, H, W, C = x.shape
         R = self.reduction
+        if exporting():
+            return self.norm(merge_patches(x, self.reduce.weight, self.reduce.bias, R))
         h, w = H // R, W // R
         x = x[:, : h * R, : w * R].reshape(N, h, R, w, R, C)
         x = x.transpose(2, 3).reshape(N, h, w, R * R * C)
@@ -122,8 +125,8 @@ class MixFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C -> the same."""
         x = self.expand(x)  # N x H x W x 4C
-        x = self.mix(x.permute(0, 3, 1, 2))  # N x 4C x H x W, channels last in memory
-        x = F.gelu(x.permute(0, 2, 3, 1))
+        x = self.mix(in_order(x.permute(0, 3, 1, 2)))  # N x 4C x H x W, channels last
+        x = F.gelu(in_order(x.permute(0, 2, 3, 1)))
         return self.contract(x)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import crop, in_order
 from .layers import KeyedDropout, Linear, Normalise, initialise, linear, start_undecided
 from .mix_transformer import NORM_EPS, MixTransformer
 
@@ -103,12 +104,12 @@ class ConvDecoder(nn.Module):
         maps = []
         for feature, project in zip(features, self.project, strict=True):
             x = project(feature.permute(0, 2, 3, 1))
-            maps.append(x.permute(0, 3, 1, 2))  # N x width x H/s x W/s
+            maps.append(in_order(x.permute(0, 3, 1, 2)))  # N x width x H/s x W/s
         x = maps.pop()
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
             h, w = finer.shape[-2:]
-            x = upsample(x)[..., :h, :w]  # an odd side was rounded up on the way down
+            x = crop(upsample(x), h, w)  # an odd side was rounded up on the way down
             x = F.relu(norm(x + finer), inplace=True)
         x = self.dropout(x, keys)
         return self.classify(x)
