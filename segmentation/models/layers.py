@@ -147,9 +147,8 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     A confidently wrong softmax has no gradient under the Tversky loss, so the class never recovers.
     A start near 1/K leaves every class its gradient. ValueError for fewer than two classes.
     """
-    classes = len(classifier.weight)
-    if classes < 2:
-        raise ValueError(f"{classes} class: a softmax needs two or more, the background among them")
+    if len(classifier.weight) < 2:
+        raise ValueError("one class: a softmax needs two or more, the background among them")
     nn.init.normal_(classifier.weight, std=0.01)
     if classifier.bias is not None:
         nn.init.zeros_(classifier.bias)
