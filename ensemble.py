@@ -135,15 +135,13 @@ def choose_average(
     data: SegmentationDataset,
     how: Prediction,
     loss: dict[str, float],
-) -> tuple[UFormer, dict | None]:
-    """The UFormer of the given or the fitted weights, and its scores on val, if there is one.
+) -> tuple[UFormer, dict]:
+    """The UFormer of the given or the fitted weights, and its scores on val.
 
     The search averages at mask resolution, UFormer at network resolution. If the average loses to a
     member at the latter, fall back to that member.
     """
     average = mix(members, given or fits[0].weights)
-    if not data.splits["val"]:
-        return average, None
     scores = score_split(average, data, "val", how, **loss)
     if fits and (scores["miou"] or 0.0) < max(fits[0].members):
         average = mix(members, fits[0].best_member())
@@ -221,7 +219,7 @@ def gpus(environment: dict) -> int:
 
 def describe_average(
     average: UFormer,
-    scores: dict | None,
+    scores: dict,
     data: SegmentationDataset,
     paths: list[str],
     metas: tuple[dict, ...],

@@ -260,11 +260,10 @@ def train_epochs(
         trained_until = clock.now()
         # Validation images have many sizes, and each would be compiled anew.
         with clock.validation(), torch.compiler.set_stance("force_eager"):
-            scores = {"loss": None, "miou": None, "mpa": None}
-            if data.splits["val"]:
-                whole = whole_model(run.parallel, run.about["config"])
-                loss = run.about["loss"]
-                scores = score_split(whole, data, "val", how, **loss, before_each=clock.check)
+            whole = whole_model(run.parallel, run.about["config"])
+            scores = score_split(
+                whole, data, "val", how, **run.about["loss"], before_each=clock.check
+            )
         finish_epoch(run, scores, trained_until)
         if clock.time_used() >= 1:
             progress.limit_reached = clock.limit_minutes

@@ -48,10 +48,13 @@ def score_split(
     """Scores of the images of data.splits[split]: loss, miou, mpa, pixel_accuracy, fwiou,
     image_miou, image_mpa, iou and accuracy by class, confusion (K x K), images [{name, miou, mpa}].
 
-    Collective: all ranks call it together and get the same answer. before_each: called by all ranks
-    before each round of images; what it raises ends the scoring.
+    Of an empty split loss, miou and mpa are None. Collective: all ranks call it together and get
+    the same answer. before_each: called by all ranks before each round of images; what it raises
+    ends the scoring.
     """
     names = data.splits[split]
+    if not names:
+        return {"loss": None, "miou": None, "mpa": None}
     table = score_table(model, data, names, split, how, before_each)
     return scores_of(table, names, data.classes, alpha, beta)
 

@@ -27,7 +27,8 @@ class ResNet18Encoder(nn.Module):
 
     def __init__(self, in_channels: int = 3):
         # Imported here: torchvision takes two seconds to import, and SegFormer does not need it.
-        from torchvision.models import resnet18
+        with torch.device("cpu"):  # torchvision 0.21 cannot be imported under another one
+            from torchvision.models import resnet18
 
         super().__init__()
         resnet = resnet18(weights=None)
