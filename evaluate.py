@@ -195,7 +195,7 @@ def check_comparable(paths: list[str], sets: list[SegmentationDataset], split: s
             raise BadInput(
                 f"{path} has other classes than {paths[0]}: compare checkpoints of the same task"
             )
-        same_images = data.splits[split] == first.splits[split]
+        same_images = data.splits.get(split) == first.splits[split]
         if not same_images or data.pixel_counts[split] != first.pixel_counts[split]:
             raise BadInput(
                 f"{path} has other {split} images than {paths[0]}: "

@@ -87,6 +87,8 @@ def child(
 
     torch.set_num_threads(1)
     os.environ.update(environment or {})
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & and nohup ignore these
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if output is not None:
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)

@@ -285,7 +285,7 @@ def test_running_out_of_memory_is_one_sentence(tiny_folder, tmp_path, capsys, mo
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory") and said.count("\n") == 1 and "--crop" in said
     assert amount is None or amount in said
-    assert (out / "last.pt").read_bytes() == before and not list(out.glob(".*"))
+    assert (out / "last.pt").read_bytes() == before and not list(out.glob(".*.writing"))
 
     images.mkdir()
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(images / "a.png")

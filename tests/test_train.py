@@ -231,13 +231,13 @@ def test_a_recipe_has_its_own_defaults_and_a_flag_wins(flags, expected, monkeypa
 @pytest.mark.parametrize(
     ("flags", "encoder_lr", "alpha", "coarse"),
     [
-        ("--recipe fast", 0.1, 0.5, (0.0, 0.0)),
-        ("--recipe fast --encoder-lr 0.3 --alpha 0.4", 0.3, 0.4, (0.0, 0.0)),
+        ("--recipe fast", 0.1, 0.5, (0.0, 0.5)),
+        ("--recipe fast --encoder-lr 0.3 --alpha 0.4", 0.3, 0.4, (0.0, 0.5)),
         ("--recipe fast --encoder-weights none", 1.0, 0.3, (0.4, 0.8)),
-        ("--recipe fast --encoder-weights none --init best.pt", 0.1, 0.5, (0.0, 0.0)),
+        ("--recipe fast --encoder-weights none --init best.pt", 0.1, 0.5, (0.0, 0.5)),
         ("--recipe fast --model uformer --encoder-weights none none", 1.0, 0.3, (0.4, 0.8)),
         ("--recipe fast --data scenes", 1.0, 0.3, (0.4, 0.8)),
-        ("--recipe long", 0.1, 0.5, (0.0, 0.0)),
+        ("--recipe long", 0.1, 0.5, (0.0, 0.3)),
         ("--recipe deck", 1.0, 0.3, (0.0, 0.0)),
     ],
 )
