@@ -83,14 +83,19 @@ def main() -> None:
     # What is printed and written
     labels = [*member_labels(metas), "UFormer"]
     given = vars(args) | {"model": "uformer"}
-    checkpoint = describe_average(average, val_scores, data, args.checkpoints, metas, given)
+    checkpoint = describe_average(average, val_scores, data, metas, given)
     images = len(data.splits["val"])
     if split == "val":
-        print_split(images, bool(fits))
+        why = "scores are on val, on which the members' checkpoints were chosen"
+        if fits:
+            why = f"each half of the {images} of val is scored with the weights fitted on the other"
+        print(f"no test images: {why}")
     print_table([*metas, checkpoint], scores, labels, split)
     print_classes(average.weights, scores, labels)
     if fits:
-        print_fit(fits[0], val_scores, labels, images)
+        alone = ", ".join(map("{} {:.4f}".format, labels, fits[0].members))
+        there = f"mIoU {val_scores['miou']:.4f} there; {alone}"
+        print(f"weights fitted on {images} val images: {there}")
     print_gain(tables, scores, labels)
     if args.out:
         with writing("--out", args.out):
@@ -206,13 +211,10 @@ def check_out(out: Path, files: list[str]) -> None:
 def member_labels(metas: tuple[dict, ...]) -> list[str]:
     """Short names of the members, numbered where a model comes twice."""
     models = [meta["config"]["model"] for meta in metas]
-    labels = []
-    for index, model in enumerate(models):
-        label = model
-        if models.count(model) > 1:
-            label += f" {models[:index].count(model) + 1}"
-        labels.append(label)
-    return labels
+    return [
+        f"{model} {models[:index].count(model) + 1}" if models.count(model) > 1 else model
+        for index, model in enumerate(models)
+    ]
 
 
 def gpus(environment: dict) -> int:
@@ -223,14 +225,14 @@ def describe_average(
     average: UFormer,
     scores: dict | None,
     data: SegmentationDataset,
-    paths: list[str],
     metas: tuple[dict, ...],
     args: dict,
 ) -> dict:
-    """The checkpoint of the average of the models at `paths`. scores: of val."""
+    """The checkpoint of the average of the models at args["checkpoints"]. scores: of val."""
     members = []
     labels = member_labels(metas)
-    for label, path, model, meta in zip(labels, paths, average.members, metas, strict=True):
+    sources = zip(labels, args["checkpoints"], average.members, metas, strict=True)
+    for label, path, model, meta in sources:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = {"label": label, "path": path, "parameters": parameters}
         members.append(facts | {key: meta[key] for key in OF_MEMBERS})
@@ -257,12 +259,6 @@ def describe_average(
     }
 
 
-def print_split(images: int, fitted: bool) -> None:
-    halves = f"each half of the {images} of val is scored with the weights fitted on the other"
-    val = "scores are on val, on which the members' checkpoints were chosen"
-    print(f"no test images: {halves if fitted else val}")
-
-
 def print_table(
     runs: list[dict],
     scores: list[dict],
@@ -273,8 +269,7 @@ def print_table(
     measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
     rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
-        seconds = round(run["seconds"])
-        time = str(timedelta(seconds=seconds))
+        time = str(timedelta(seconds=round(run["seconds"])))
         count = str(gpus(run["environment"]))
         rows.append([label, row["loss"], row["miou"], row["mpa"], count, time])
     print(f"\n{format_table(rows)}")
@@ -297,18 +292,6 @@ def print_classes(
     print(f"\n{format_table(rows)}\n")
 
 
-def print_fit(
-    fit: Fit,
-    scores: dict,
-    labels: list[str],
-    images: int,
-) -> None:
-    """scores: of the average on the images that its weights were fitted on."""
-    own = zip(labels, fit.members, strict=False)
-    alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
-    print(f"weights fitted on {images} val images: mIoU {scores['miou']:.4f} there; {alone}")
-
-
 def print_gain(
     tables: list[Table],
     scores: list[dict],
@@ -318,11 +301,7 @@ def print_gain(
     *members, average = [matrices for matrices, _ in tables]
     best = max(range(len(members)), key=lambda m: scores[m]["miou"] or 0.0)
     gain, low, high = gain_interval(average, members[best])
-    verdict = "no gain: the interval covers zero"
-    if low > 0:
-        verdict = "a gain"
-    elif high < 0:
-        verdict = "a loss"
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no gain: the interval covers zero"
     print(
         f"mIoU {gain:+.4f} over {labels[best]}, the best member; "
         f"95 % interval {low:+.4f} to {high:+.4f} "
