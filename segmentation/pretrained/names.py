@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..models.mix_transformer import VARIANTS
-from .files import shorten
+from .files import State, shorten
 
 Table = list[list[str]]
 Names = dict[str, list[str]]  # a layer here -> the layers of the file that make it
 
 
-def _table(text: str) -> Table:
-    """A row for each line; indented lines go on with the row before them."""
+def rows_of(text: str) -> Table:
+    """The words of each line; indented lines go on with the row before them."""
     return [row.split() for row in re.split(r"\n(?! )", text.strip())]
 
 
 # Columns: the name here, in Hugging Face's files, in transformers' own modules since version 5, in
 # NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a+b": two layers of that
 # file are concatenated into one here.
-STAGE_LAYERS = _table("""
+STAGE_LAYERS = rows_of("""
 stages.{i}.merging.merge
     patch_embeddings.{i}.proj        stages.{i}.patch_embeddings.proj        patch_embed{n}.proj
 stages.{i}.merging.norm
@@ -33,7 +33,7 @@ stages.{i}.norm
     layer_norm.{i}                   stages.{i}.layer_norm                   norm{n}
 """)
 BLOCKS = ("stages.{i}.blocks.{j}.", "block.{i}.{j}.", "stages.{i}.blocks.{j}.", "block{n}.{j}.")
-BLOCK_LAYERS = _table("""
+BLOCK_LAYERS = rows_of("""
 norm1                layer_norm_1             layernorm_before    norm1
 attention.query      attention.self.query     attention.q_proj    attn.q
 attention.key_value
@@ -48,7 +48,7 @@ ffn.expand           mlp.dense1               mlp.fc1             mlp.fc1
 ffn.mix              mlp.dwconv.dwconv        mlp.dwconv.dwconv   mlp.dwconv.dwconv
 ffn.contract         mlp.dense2               mlp.fc2             mlp.fc2
 """)  # below BLOCKS
-DECODER_LAYERS = _table("""
+DECODER_LAYERS = rows_of("""
 decoder.project.{i}
     decode_head.linear_c.{i}.proj
     decode_head.linear_projections.{i}.proj
@@ -99,7 +99,7 @@ def segformer_names(encoder: Names, column: int) -> Names:
     return names
 
 
-def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
+def recognise(state: State, path: Path) -> tuple[str, Names, int]:
     """The MiT variant in a file, the names of its encoder's layers, and the column they are from.
 
     BadInput for anything else.
@@ -127,15 +127,13 @@ def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
     )
 
 
-def foreign(expected: str, state: dict[str, Tensor], path: Path) -> BadInput:
+def foreign(expected: str, state: State, path: Path) -> BadInput:
     """The refusal of another model altogether."""
     held = shorten(list(state), 3)
     return BadInput(f"{path} is no {expected}: it holds {held}; give another, or another --model")
 
 
-def translate(
-    state: dict[str, Tensor], model: nn.Module, names: Names, path: Path
-) -> dict[str, Tensor]:
+def translate(state: State, model: nn.Module, names: Names, path: Path) -> State:
     """The file's tensors under the model's names and in its shapes.
 
     BadInput that lists all that does not fit.
