@@ -26,6 +26,7 @@ from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
 
+Metas = tuple[dict, ...]  # of each member what its checkpoint holds beside the weights
 # What is kept of a member's checkpoint: a report of the UFormer says how it was trained.
 OF_MEMBERS = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
 
@@ -47,7 +48,10 @@ def main() -> None:
         lambda: reopen_dataset(metas[0], args.data, ("val", "test"))
     )
     members = [model.to(device) for model in models]
-    loss = shared_loss(metas)
+    loss = metas[0]["loss"]
+    if any(meta["loss"] != loss for meta in metas):
+        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
+        distributed.say(f"all losses are those of the first: {numbers}")
 
     # Weights
     folds: list[list[str]] = []
@@ -103,15 +107,6 @@ def main() -> None:
         print(f"written: {args.out}")
 
 
-def shared_loss(metas: tuple[dict, ...]) -> dict[str, float]:
-    """alpha and beta of the first member, and a sentence where others were trained otherwise."""
-    loss = metas[0]["loss"]
-    if any(meta["loss"] != loss for meta in metas):
-        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
-        distributed.say(f"all losses are those of the first: {numbers}")
-    return loss
-
-
 def folds_of(data: SegmentationDataset) -> list[list[str]]:
     """Images to fit weights on: val, and each half of it where there are no test images.
 
@@ -158,7 +153,7 @@ def choose_average(
 
 def check_members(
     files: list[str],
-    metas: tuple[dict, ...],
+    metas: Metas,
     folder: str | None,
 ) -> None:
     """BadInput unless all checkpoints know the same classes, and the same images in one size.
@@ -167,15 +162,12 @@ def check_members(
     """
     first = metas[0]
     keys = ["task", "label_map", "splits"]
-    if first["data"]["root"] == "scenes":
-        keys.append("seed")
-    if not folder:
-        keys.append("root")
+    keys += ["seed"] if first["data"]["root"] == "scenes" else []
+    keys += [] if folder else ["root"]
     for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
-            known = ", ".join(first["classes"])
-            other = ", ".join(meta["classes"])
+            known, other = (", ".join(each["classes"]) for each in (first, meta))
             raise BadInput(
                 f"{files[0]} knows {known}, but {file} {other}: "
                 "give checkpoints of the same classes"
@@ -183,9 +175,9 @@ def check_members(
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
             words = ["{} x {}".format(*size) if size else "the images' own size" for size in sizes]
-            trained = " and ".join(words)
             raise BadInput(
-                f"{both} were trained at {trained}: train both with the same --image-size"
+                f"{both} were trained at {' and '.join(words)}: "
+                "train both with the same --image-size"
             )
         differ = [key for key in keys if meta["data"][key] != first["data"][key]]
         if differ == ["root"]:
@@ -201,14 +193,15 @@ def check_members(
 
 def check_out(out: Path, files: list[str]) -> None:
     """BadInput if the file cannot be written, or would replace a member."""
-    if out.is_dir() or out.resolve() in [Path(file).resolve() for file in files]:
-        kind = "a folder" if out.is_dir() else "a member"
+    is_member = out.resolve() in [Path(file).resolve() for file in files]
+    if out.is_dir() or is_member:
+        kind = "a member" if is_member else "a folder"
         raise BadInput(f"--out {out} is {kind}: give another file")
     with writing("--out", out):
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def member_labels(metas: tuple[dict, ...]) -> list[str]:
+def member_labels(metas: Metas) -> list[str]:
     """Short names of the members, numbered where a model comes twice."""
     models = [meta["config"]["model"] for meta in metas]
     return [
@@ -225,7 +218,7 @@ def describe_average(
     average: UFormer,
     scores: dict | None,
     data: SegmentationDataset,
-    metas: tuple[dict, ...],
+    metas: Metas,
     args: dict,
 ) -> dict:
     """The checkpoint of the average of the models at args["checkpoints"]. scores: of val."""
@@ -266,7 +259,7 @@ def print_table(
     split: str,
 ) -> None:
     """The deck's table: model, loss, mIoU, mPA, GPUs, training time."""
-    measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
+    measures = f"{split} loss", f"{split} mIoU", f"{split} mPA"
     rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
         time = str(timedelta(seconds=round(run["seconds"])))
@@ -281,14 +274,12 @@ def print_classes(
     labels: list[str],
 ) -> None:
     """One row per class: the IoU of each model, then the weight of each member."""
-    heads = [f"{label} weight" for label in labels[:-1]]
-    rows = [["class IoU", *labels, *heads]]
+    rows = [["class IoU", *labels, *(f"{label} weight" for label in labels[:-1])]]
     classes = scores[0]["iou"]
     columns = weights.expand(-1, len(classes)).T.tolist()
     for name, shares in zip(classes, columns, strict=True):
         ious = [row["iou"][name] for row in scores]
-        texts = [f"{share:.3f}" for share in shares]
-        rows.append([name, *ious, *texts])
+        rows.append([name, *ious, *map("{:.3f}".format, shares)])
     print(f"\n{format_table(rows)}\n")
 
 
