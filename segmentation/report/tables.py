@@ -15,11 +15,15 @@ class Entry:
     scores: dict
 
 
+Entries = list[Entry]
+Rows = list[list]  # of a table, its heads first; numbers are scores
+
+
 def format_score(value: float | None) -> str:
     return "absent" if value is None else f"{value:.4f}"
 
 
-def format_table(rows: list[list]) -> str:
+def format_table(rows: Rows) -> str:
     """Lines for a terminal: the first column is flush left, the others flush right."""
     texts = []
     for row in rows:
@@ -40,7 +44,7 @@ def index_of_best(values: Sequence, best: Callable = max) -> int | None:
     return None
 
 
-def score_table(entries: list[Entry]) -> list[list]:
+def score_table(entries: Entries) -> Rows:
     """Rows of: measure, what it means, a value for each entry."""
     loss = entries[0].meta["loss"]
     ious = [list(entry.scores["iou"].values()) for entry in entries]
@@ -56,7 +60,7 @@ def score_table(entries: list[Entry]) -> list[list]:
         "image mPA": "accuracy of each image, averaged in the same way",
         "loss": f"Tversky {loss['alpha']:g} / {loss['beta']:g}, one loss over all pixels",
     }
-    rows: list[list] = [["measure", "meaning", *(entry.label for entry in entries)]]
+    rows: Rows = [["measure", "meaning", *(entry.label for entry in entries)]]
     for name, meaning in meanings.items():
         key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
         values = [entry.scores[key] for entry in entries]
@@ -64,13 +68,13 @@ def score_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def class_table(entries: list[Entry]) -> list[list]:
+def class_table(entries: Entries) -> Rows:
     """Rows of: class, share of the truth's pixels, the IoU of all entries, then their accuracy."""
     columns = {}  # heading -> class -> score
     for kind in ("IoU", "accuracy"):
         for entry in entries:
             columns[f"{kind} {entry.label}"] = entry.scores[kind.lower()]
-    rows: list[list] = [["class", "share", *columns]]
+    rows: Rows = [["class", "share", *columns]]
     scores = entries[0].scores
     pixels = [sum(row) for row in scores["confusion"]]
     total = sum(pixels) or 1
@@ -80,7 +84,7 @@ def class_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def image_table(entries: list[Entry]) -> list[list]:
+def image_table(entries: Entries) -> Rows:
     """Rows of: image, then mIoU and mPA of each entry."""
     heads = ["image"]
     for entry in entries:
@@ -94,19 +98,19 @@ def image_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def images_side_by_side(entries: list[Entry]) -> Iterator[tuple[dict, ...]]:
+def images_side_by_side(entries: Entries) -> Iterator[tuple[dict, ...]]:
     """For each image, its scores by each entry: all entries have the same images, in one order."""
     return zip(*(entry.scores["images"] for entry in entries), strict=True)
 
 
-def comparison_table(entries: list[Entry]) -> list[list]:
+def comparison_table(entries: Entries) -> Rows:
     """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with fewest true pixels."""
     first = entries[0].scores
     pixels = [sum(row) for row in first["confusion"]]
     fewest = min(filter(None, pixels), default=0)
     rarest = pixels.index(fewest)
     name = list(first["iou"])[rarest]
-    rows: list[list] = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
+    rows: Rows = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
     for entry in entries:
         scores = entry.scores
         predicted = [row[rarest] for row in scores["confusion"]]
@@ -116,7 +120,7 @@ def comparison_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def miou_of_images(entries: list[Entry]) -> dict[str, list]:
+def miou_of_images(entries: Entries) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
     return {
         images[0]["name"]: [image["miou"] for image in images]
@@ -124,7 +128,7 @@ def miou_of_images(entries: list[Entry]) -> dict[str, list]:
     }
 
 
-def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
+def choose_examples(entries: Entries, top: int) -> dict[str, list[str]]:
     """Heading -> names of at most `top` images, chosen by mIoU.
 
     One entry: its best and its worst images. Several: where each leads, and the hardest for all.
