@@ -291,7 +291,8 @@ def free_in_group(folder: Path, limit: str, usage: str) -> float:
     except (OSError, ValueError):  # a limit of "max" is none
         return math.inf
     prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with its subgroups
-    return most - used + sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
+    files = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
+    return most - used + files
 
 
 def numbers(path: Path) -> dict[str, int]:
