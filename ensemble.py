@@ -26,6 +26,7 @@ from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
 
+Metas = tuple[dict, ...]  # of each member what its checkpoint holds beside the weights
 # What is kept of a member's checkpoint: a report of the UFormer says how it was trained.
 OF_MEMBERS = ("config", "args", "command", "epoch", "encoder_weights", "environment", "seconds")
 
@@ -47,7 +48,10 @@ def main() -> None:
         lambda: reopen_dataset(metas[0], args.data, ("val", "test"))
     )
     members = [model.to(device) for model in models]
-    loss = shared_loss(metas)
+    loss = metas[0]["loss"]
+    if any(meta["loss"] != loss for meta in metas):
+        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
+        distributed.say(f"all losses are those of the first: {numbers}")
 
     # Weights
     folds: list[list[str]] = []
@@ -83,28 +87,24 @@ def main() -> None:
     # What is printed and written
     labels = [*member_labels(metas), "UFormer"]
     given = vars(args) | {"model": "uformer"}
-    checkpoint = describe_average(average, val_scores, data, args.checkpoints, metas, given)
+    checkpoint = describe_average(average, val_scores, data, metas, given)
     images = len(data.splits["val"])
     if split == "val":
-        print_split(images, bool(fits))
+        why = "scores are on val, on which the members' checkpoints were chosen"
+        if fits:
+            why = f"each half of the {images} of val is scored with the weights fitted on the other"
+        print(f"no test images: {why}")
     print_table([*metas, checkpoint], scores, labels, split)
     print_classes(average.weights, scores, labels)
     if fits:
-        print_fit(fits[0], val_scores, labels, images)
+        alone = ", ".join(map("{} {:.4f}".format, labels, fits[0].members))
+        there = f"mIoU {val_scores['miou']:.4f} there; {alone}"
+        print(f"weights fitted on {images} val images: {there}")
     print_gain(tables, scores, labels)
     if args.out:
         with writing("--out", args.out):
             save_checkpoint(args.out, checkpoint)
         print(f"written: {args.out}")
-
-
-def shared_loss(metas: tuple[dict, ...]) -> dict[str, float]:
-    """alpha and beta of the first member, and a sentence where others were trained otherwise."""
-    loss = metas[0]["loss"]
-    if any(meta["loss"] != loss for meta in metas):
-        numbers = f"alpha {loss['alpha']}, beta {loss['beta']}"
-        distributed.say(f"all losses are those of the first: {numbers}")
-    return loss
 
 
 def folds_of(data: SegmentationDataset) -> list[list[str]]:
@@ -151,7 +151,7 @@ def choose_average(
 
 def check_members(
     files: list[str],
-    metas: tuple[dict, ...],
+    metas: Metas,
     folder: str | None,
 ) -> None:
     """BadInput unless all checkpoints know the same classes, and the same images in one size.
@@ -160,15 +160,12 @@ def check_members(
     """
     first = metas[0]
     keys = ["task", "label_map", "splits"]
-    if first["data"]["root"] == "scenes":
-        keys.append("seed")
-    if not folder:
-        keys.append("root")
+    keys += ["seed"] if first["data"]["root"] == "scenes" else []
+    keys += [] if folder else ["root"]
     for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
-            known = ", ".join(first["classes"])
-            other = ", ".join(meta["classes"])
+            known, other = (", ".join(each["classes"]) for each in (first, meta))
             raise BadInput(
                 f"{files[0]} knows {known}, but {file} {other}: "
                 "give checkpoints of the same classes"
@@ -176,9 +173,9 @@ def check_members(
         sizes = [m["data"]["image_size"] for m in (first, meta)]
         if sizes[0] != sizes[1]:
             words = ["{} x {}".format(*size) if size else "the images' own size" for size in sizes]
-            trained = " and ".join(words)
             raise BadInput(
-                f"{both} were trained at {trained}: train both with the same --image-size"
+                f"{both} were trained at {' and '.join(words)}: "
+                "train both with the same --image-size"
             )
         differ = [key for key in keys if meta["data"][key] != first["data"][key]]
         if differ == ["root"]:
@@ -194,23 +191,21 @@ def check_members(
 
 def check_out(out: Path, files: list[str]) -> None:
     """BadInput if the file cannot be written, or would replace a member."""
-    if out.is_dir() or out.resolve() in [Path(file).resolve() for file in files]:
-        kind = "a folder" if out.is_dir() else "a member"
+    is_member = out.resolve() in [Path(file).resolve() for file in files]
+    if out.is_dir() or is_member:
+        kind = "a member" if is_member else "a folder"
         raise BadInput(f"--out {out} is {kind}: give another file")
     with writing("--out", out):
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def member_labels(metas: tuple[dict, ...]) -> list[str]:
+def member_labels(metas: Metas) -> list[str]:
     """Short names of the members, numbered where a model comes twice."""
     models = [meta["config"]["model"] for meta in metas]
-    labels = []
-    for index, model in enumerate(models):
-        label = model
-        if models.count(model) > 1:
-            label += f" {models[:index].count(model) + 1}"
-        labels.append(label)
-    return labels
+    return [
+        f"{model} {models[:index].count(model) + 1}" if models.count(model) > 1 else model
+        for index, model in enumerate(models)
+    ]
 
 
 def gpus(environment: dict) -> int:
@@ -221,14 +216,14 @@ def describe_average(
     average: UFormer,
     scores: dict,
     data: SegmentationDataset,
-    paths: list[str],
-    metas: tuple[dict, ...],
+    metas: Metas,
     args: dict,
 ) -> dict:
-    """The checkpoint of the average of the models at `paths`. scores: of val."""
+    """The checkpoint of the average of the models at args["checkpoints"]. scores: of val."""
     members = []
     labels = member_labels(metas)
-    for label, path, model, meta in zip(labels, paths, average.members, metas, strict=True):
+    sources = zip(labels, args["checkpoints"], average.members, metas, strict=True)
+    for label, path, model, meta in sources:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         facts = {"label": label, "path": path, "parameters": parameters}
         members.append(facts | {key: meta[key] for key in OF_MEMBERS})
@@ -255,12 +250,6 @@ def describe_average(
     }
 
 
-def print_split(images: int, fitted: bool) -> None:
-    halves = f"each half of the {images} of val is scored with the weights fitted on the other"
-    val = "scores are on val, on which the members' checkpoints were chosen"
-    print(f"no test images: {halves if fitted else val}")
-
-
 def print_table(
     runs: list[dict],
     scores: list[dict],
@@ -268,11 +257,10 @@ def print_table(
     split: str,
 ) -> None:
     """The deck's table: model, loss, mIoU, mPA, GPUs, training time."""
-    measures = [f"{split} {measure}" for measure in ("loss", "mIoU", "mPA")]
+    measures = f"{split} loss", f"{split} mIoU", f"{split} mPA"
     rows = [["model", *measures, "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
-        seconds = round(run["seconds"])
-        time = str(timedelta(seconds=seconds))
+        time = str(timedelta(seconds=round(run["seconds"])))
         count = str(gpus(run["environment"]))
         rows.append([label, row["loss"], row["miou"], row["mpa"], count, time])
     print(f"\n{format_table(rows)}")
@@ -284,27 +272,13 @@ def print_classes(
     labels: list[str],
 ) -> None:
     """One row per class: the IoU of each model, then the weight of each member."""
-    heads = [f"{label} weight" for label in labels[:-1]]
-    rows = [["class IoU", *labels, *heads]]
+    rows = [["class IoU", *labels, *(f"{label} weight" for label in labels[:-1])]]
     classes = scores[0]["iou"]
     columns = weights.expand(-1, len(classes)).T.tolist()
     for name, shares in zip(classes, columns, strict=True):
         ious = [row["iou"][name] for row in scores]
-        texts = [f"{share:.3f}" for share in shares]
-        rows.append([name, *ious, *texts])
+        rows.append([name, *ious, *map("{:.3f}".format, shares)])
     print(f"\n{format_table(rows)}\n")
-
-
-def print_fit(
-    fit: Fit,
-    scores: dict,
-    labels: list[str],
-    images: int,
-) -> None:
-    """scores: of the average on the images that its weights were fitted on."""
-    own = zip(labels, fit.members, strict=False)
-    alone = ", ".join(f"{label} {miou:.4f}" for label, miou in own)
-    print(f"weights fitted on {images} val images: mIoU {scores['miou']:.4f} there; {alone}")
 
 
 def print_gain(
@@ -316,11 +290,7 @@ def print_gain(
     *members, average = [matrices for matrices, _ in tables]
     best = max(range(len(members)), key=lambda m: scores[m]["miou"] or 0.0)
     gain, low, high = gain_interval(average, members[best])
-    verdict = "no gain: the interval covers zero"
-    if low > 0:
-        verdict = "a gain"
-    elif high < 0:
-        verdict = "a loss"
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no gain: the interval covers zero"
     print(
         f"mIoU {gain:+.4f} over {labels[best]}, the best member; "
         f"95 % interval {low:+.4f} to {high:+.4f} "

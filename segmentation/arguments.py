@@ -23,17 +23,6 @@ from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
 from .recipes import RECIPES, Recipe, recipe_for
 
-RECIPE_FLAGS = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "encoder_lr",
-    "augment",
-    "alpha",
-    "beta",
-    "drop_path",
-    "dropout",
-)
 SCENES_DEFAULTS = {"encoder_weights": "none", "max_minutes": 5.0}  # nothing to download
 
 
@@ -58,11 +47,11 @@ def recipe_rows() -> str:
     columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
     columns["fast, trained"] = asdict(recipe_for("fast", "segformer", "", trained=True))
     columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))
-    rows = [["", *columns]]
+    rows = {"": list(columns)}
     for field in columns["deck"]:
-        rows.append([field, *(as_text(column[field]) for column in columns.values())])
+        rows[field] = [as_text(column[field]) for column in columns.values()]
     lines = ["recipes (flags override the rows down to dropout; docs/recipes.md explains each):"]
-    for field, *cells in rows:
+    for field, cells in rows.items():
         lines.append(f"{field:16}" + "".join(f"{cell:>15}" for cell in cells))
     scenes = ", ".join(f"--{name} {value}" for name, value in SCENES_DEFAULTS.items())
     return "\n".join([*lines, f"for the built-in scenes also: {scenes.replace('_', '-')}"])
@@ -80,15 +69,13 @@ def command_line() -> str:
 def training_arguments(description: str) -> Namespace:
     """Parse train.py's command line. Exits with 2 and argparse's message where it is wrong."""
     parser = parser_for(description, epilog=recipe_rows(), add_help=False)
-    add_model_flags(parser)
-    add_data_flags(parser)
-    add_recipe_flags(parser)
-    add_run_flags(parser)
+    add_training_flags(parser)
     # Parsed without --help, which is to show the defaults that are set here.
     if parser.parse_known_args()[0].data == "scenes":
         parser.set_defaults(**SCENES_DEFAULTS)
-    row = asdict(row_of(parser.parse_known_args()[0]))
-    parser.set_defaults(**{name: row[name] for name in RECIPE_FLAGS})
+    args = parser.parse_known_args()[0]
+    row = asdict(row_of(args))
+    parser.set_defaults(**{name: value for name, value in row.items() if name in args})
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
     check_training(parser, args)
@@ -105,18 +92,19 @@ def training_arguments(description: str) -> Namespace:
 
 def recipe_of(args: Namespace) -> Recipe:
     """The row that was asked for, its numbers replaced by the flags'."""
-    return replace(row_of(args), **{name: getattr(args, name) for name in RECIPE_FLAGS})
+    row = row_of(args)
+    return replace(row, **{name: value for name, value in vars(args).items() if hasattr(row, name)})
 
 
 def row_of(args: Namespace) -> Recipe:
     """The row of the recipe that was asked for, as it is for this model, data and start."""
-    sources = args.encoder_weights
-    sources = [sources] if isinstance(sources, str) else sources
-    trained = bool(args.init) or any(source != "none" for source in sources)
+    weights = args.encoder_weights  # one for all encoders, or a list
+    trained = bool(args.init) or not (weights == "none" or {*weights} == {"none"})
     return recipe_for(args.recipe, args.model, args.data, trained)
 
 
-def add_model_flags(parser: ArgumentParser) -> None:
+def add_training_flags(parser: ArgumentParser) -> None:
+    """The flags of train.py; those of a recipe's numbers get their defaults later."""
     add = parser.add_argument_group("model").add_argument
     add(
         "--model",
@@ -124,10 +112,10 @@ def add_model_flags(parser: ArgumentParser) -> None:
         default="segformer",
         help="what to train",
     )
-    add("--variant", choices=list(VARIANTS), default="b0", help="SegFormer's encoder")
+    add("--variant", choices=VARIANTS, default="b0", help="SegFormer's encoder")
     add(
         "--decoder",
-        choices=list(DECODERS),
+        choices=DECODERS,
         help="SegFormer's: conv is this project's, mlp the paper's (default: conv, or --init's)",
     )
     add(
@@ -158,8 +146,6 @@ def add_model_flags(parser: ArgumentParser) -> None:
     add("--freeze-encoder", action="store_true", help="train the decoder alone")
     add("--freeze-members", action="store_true", help="uformer: train the mixing weights alone")
 
-
-def add_data_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--data", default="scenes", help="scenes (built in) or a folder of images and masks")
     add(
@@ -186,10 +172,8 @@ def add_data_flags(parser: ArgumentParser) -> None:
         help="processes that prepare samples (default: 1; on a GPU from cores and ranks)",
     )
 
-
-def add_recipe_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
-    add("--recipe", choices=list(RECIPES), default="deck", help="a column of the table below")
+    add("--recipe", choices=RECIPES, default="deck", help="a column of the table below")
     add(
         "--epochs",
         type=positive_int,
@@ -232,8 +216,6 @@ def add_recipe_flags(parser: ArgumentParser) -> None:
         "such a run cannot resume bit for bit",
     )
 
-
-def add_run_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--out", metavar="DIR", help="the run's folder (default: runs/MODEL)")
     add("--resume", action="store_true", help="go on from last.pt in --out, if it is there")

@@ -29,7 +29,7 @@ OLDER_CARDS = "pip install torch --index-url https://download.pytorch.org/whl/cu
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instructions: of x86, of x86, of ARM
 SIDE = 64  # of the square images, in pixels, that a step's memory is measured on
 COMPILED = 0.8  # --compile computes some of what autograd keeps a second time: 0.87 to 0.98 remain
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+OUT_OF_MEMORY = "out of memory|can't allocate memory|ALLOC_FAILED"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 CGROUPS = {  # folder, files of limit and usage, by the controllers named in /proc/self/cgroup
     "": ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
@@ -54,8 +54,8 @@ def prepare(device: torch.device, amp: bool) -> None:
 def check_gpu(device: torch.device, amp: bool) -> None:
     """BadInput for a card that this torch has no kernels for, or that is too old for --amp."""
     capability = torch.cuda.get_device_capability(device)
-    name = torch.cuda.get_device_name(device)
-    card = "{} has compute capability {}.{}".format(name, *capability)
+    version = "{}.{}".format(*capability)
+    card = f"{torch.cuda.get_device_name(device)} has compute capability {version}"
     known = cuda_architectures()
     if known and not any(runs_on(capability, *each) for each in known):
         builds = ", ".join(torch.cuda.get_arch_list())
@@ -70,9 +70,9 @@ def check_gpu(device: torch.device, amp: bool) -> None:
 
 def cuda_architectures() -> list[tuple[str, tuple[int, int]]]:
     """What this torch is built for, as ("sm", (7, 5)); nothing where the GPUs are AMD's."""
-    names = torch.cuda.get_arch_list()
-    found = (re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in names)
-    return [(match[1], (int(match[2]), int(match[3]))) for match in found if match]
+    names = " ".join(torch.cuda.get_arch_list())
+    found = re.findall(r"\b(sm|compute)_(\d+)(\d)[af]?\b", names)
+    return [(kind, (int(major), int(minor))) for kind, major, minor in found]
 
 
 def runs_on(capability: tuple[int, int], kind: str, version: tuple[int, int]) -> bool:
@@ -90,13 +90,12 @@ def announce(device: torch.device, asked: str | None) -> None:
     """Print the device and, where nobody asked for the CPU, why a GPU of NVIDIA's is not used."""
     say(f"device: {device}, {hardware_of(environment(device))}")
     driver = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
-    if device.type != "cpu" or asked is not None or not driver:
-        return
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        say(f"no GPU is used, though NVIDIA's driver is installed: {reason}")
+    if device.type == "cpu" and asked is None and driver:
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            say(f"no GPU is used, though NVIDIA's driver is installed: {reason}")
 
 
 def environment(device: torch.device) -> dict:
@@ -233,14 +232,15 @@ def check_memory(needed: float, device: torch.device, amp: bool) -> str:
     need = f"a training step needs at least {needed / GIB:.2f} GiB beside the weights"
     if free is None:
         return need
-    there = f"{device} has {free / GIB:.2f} GiB free"
+    need += f", {device} has {free / GIB:.2f} GiB free"
     if device.type == "cpu" and local_ranks() > 1:
-        there += f" for each of {local_ranks()} processes"
+        need += f" for each of {local_ranks()} processes"
     if needed > free:
-        advice = "--crop H W, a smaller --image-size or a smaller --batch-size"
-        advice += "" if amp else ", or --amp"
-        raise BadInput(f"{need}, {there}: use {advice}")
-    return f"{need}, {there}"
+        way = "" if amp else ", or --amp"
+        raise BadInput(
+            f"{need}: use --crop H W, a smaller --image-size or a smaller --batch-size{way}"
+        )
+    return need
 
 
 def peak_memory(device: torch.device) -> float:
@@ -308,8 +308,7 @@ def out_of_memory_is_bad_input(advice: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
-        is_known = any(part in text for part in OUT_OF_MEMORY)
-        if not is_known and not isinstance(error, MemoryError):
+        if not (isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, text)):
             raise
         asked = re.search(r"tried to allocate (\d\S* \w+)", text, re.IGNORECASE)
         more = f" when {asked[1]} more were needed" if asked else ""

@@ -53,6 +53,7 @@ and images_semantic/*.png beside it
 
 
 Splits = dict[str, list[str]]  # split -> names
+Pairs = dict[str, str]  # image -> mask, as names below the root
 
 
 class Kind(NamedTuple):
@@ -86,7 +87,7 @@ class Layout:
     """What a folder is, and the pairs in it."""
 
     name: str
-    pairs: dict[str, str]  # image -> mask, as names below the root; sorted
+    pairs: Pairs  # sorted
     drawings: dict[str, Drawing]  # image -> what is drawn on it, where its mask is a JSON file
     splits: Splits  # empty lists: the data set gives none
     classes: ClassTable | None  # None: the masks themselves say how many classes there are
@@ -156,7 +157,7 @@ def _pair(
     images: list[File],
     masks: list[File],
     problems: list[str],
-) -> dict[str, str]:
+) -> Pairs:
     """Image -> mask. Adds a problem for each without a partner where others beside have one."""
     named = [file for file in images if file.role]
     for chosen in (named, images):  # beside trainannot/, images lie in train/
@@ -195,9 +196,9 @@ def _pair(
 def _recognise(
     root: Path,
     names: list[str],
-    pairs: dict[str, str],
+    pairs: Pairs,
     task: str,
-) -> tuple[Kind, dict[str, str]]:
+) -> tuple[Kind, Pairs]:
     """The kind of the pairs, with its classes, and those pairs that belong to the task."""
     path = "/{} /{}".format(*min(pairs.items())).lower()
     kind = next(kind for kind in KINDS if re.search(kind.paths, path))
@@ -220,9 +221,9 @@ def _recognise(
     return kind, pairs
 
 
-def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str, str]]:
+def _drone(root: Path, pairs: Pairs, task: str) -> tuple[Kind, Pairs]:
     """The one drone set that has masks for the task."""
-    sets: dict[str, dict[str, str]] = defaultdict(dict)
+    sets: dict[str, Pairs] = defaultdict(dict)
     for image, mask in pairs.items():
         sets[os.path.dirname(mask)][image] = mask
     found = defaultdict(list)
@@ -243,7 +244,7 @@ def _drone(root: Path, pairs: dict[str, str], task: str) -> tuple[Kind, dict[str
     return Kind(name, classes=classes, said="its own classes"), sets[found[name][0]]
 
 
-def _drone_name(root: Path, pairs: dict[str, str]) -> str:
+def _drone_name(root: Path, pairs: Pairs) -> str:
     """The five-class set or the original: their folders have the same names."""
     place = f"{root}/{min(pairs)}"
     if "classes_dataset/" in place:

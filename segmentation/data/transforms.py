@@ -36,14 +36,6 @@ class Augmentation:
     contrast: float = 1.0  # factor on each pixel's distance from the view's mean
     brightness: float = 1.0  # factor on that mean
 
-    @property
-    def only_shifts(self) -> bool:
-        return replace(self, position=(0.5, 0.5)) == Augmentation()
-
-    @property
-    def changes_light(self) -> bool:
-        return (self.saturation, self.contrast, self.brightness) != (1.0, 1.0, 1.0)
-
 
 def draw_window(generator: Generator) -> Augmentation:
     """A random window of the untouched pair."""
@@ -116,7 +108,7 @@ def source_map(augmentation: Augmentation, size: Size, crop: Size) -> ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.array([[cos, -sin], [sin, cos]])
     mirrored = np.array([augmentation.flip_horizontal, augmentation.flip_vertical])
-    flips = np.diag(1.0 - 2.0 * mirrored)
+    flips = np.diag(1 - 2 * mirrored)
     linear = flips @ rotation * augmentation.central_crop
     linear *= centre / view_centre
     corner = window_corner(augmentation, view, crop)
@@ -143,7 +135,8 @@ def transform_pair(
     """
     size = image.shape[:2]
     crop = crop or view_size(augmentation, size)
-    if augmentation.only_shifts:
+    only_shifts = replace(augmentation, position=(0.5, 0.5)) == Augmentation()
+    if only_shifts:
         corner = window_corner(augmentation, size, crop)
         pixels, _ = _copy_window(image, size, corner, crop)
         classes, outside = _copy_window(mask, size, corner, crop)
@@ -154,8 +147,7 @@ def transform_pair(
     matrix = source_map(augmentation, size, crop)
     window, grid = _window_and_grid(size, matrix, crop)
     view = _sample_image(np.array(image[window]), grid, matrix)
-    if augmentation.changes_light:
-        view = change_light(augmentation, view)
+    view = change_light(augmentation, view)
     if mask.shape != size:
         ratio = np.divide(mask.shape, size)
         matrix = matrix * ratio[::-1, None]
@@ -166,6 +158,8 @@ def transform_pair(
 
 def change_light(augmentation: Augmentation, view: Tensor) -> Tensor:
     """Saturation, contrast, then brightness: float 3 x h x w in [0, 255] -> the same."""
+    if (augmentation.saturation, augmentation.contrast, augmentation.brightness) == (1, 1, 1):
+        return view  # the sums below would round it
     grey = view.mean(0, keepdim=True)
     mean = view.mean()
     view = torch.lerp(grey, view, augmentation.saturation)
@@ -219,13 +213,7 @@ def _window_and_grid(
     """
     height, width = crop
     limit = np.array(size[::-1])
-    corners = matrix @ np.array(
-        [
-            [0, width, 0, width],
-            [0, 0, height, height],
-            [1, 1, 1, 1],
-        ]
-    )
+    corners = matrix @ [[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]]
     low = np.floor(corners.min(axis=1)).astype(int) - 1
     high = np.ceil(corners.max(axis=1)).astype(int) + 1
     low = low.clip(0, limit - 1)
@@ -236,9 +224,8 @@ def _window_and_grid(
     per_column, per_row, origin = matrix.T
     across = np.outer(np.arange(width) + 0.5, per_column) * scale
     down = np.outer(np.arange(height) + 0.5, per_row) + origin - low
-    down = down * scale - 1
     columns = torch.from_numpy(across).float()
-    rows = torch.from_numpy(down).float()
+    rows = torch.from_numpy(down * scale - 1).float()
     (left, top), (right, bottom) = low, high
     window = slice(top, bottom), slice(left, right)
     return window, (rows[:, None] + columns)[None]

@@ -26,10 +26,10 @@ Strips = Iterator[tuple[int, Tensor]]  # the first row of each strip, its values
 Tiles = list[tuple[int, Tensor]]  # along one axis: each tile's start, its weight at each position
 
 # The views whose probabilities are averaged, each by the axes of N x C x H x W that are flipped.
-VIEWS: dict[Flips, tuple[tuple[int, ...], ...]] = {
-    None: ((),),
-    "horizontal": ((), (3,)),
-    "all": ((), (3,), (2,), (2, 3)),
+VIEWS: dict[Flips, list[list[int]]] = {
+    None: [[]],
+    "horizontal": [[], [3]],
+    "all": [[], [3], [2], [2, 3]],
 }
 
 
@@ -186,9 +186,8 @@ def _bands(
     band = torch.zeros(0)  # until the first tile tells the number of classes
     for (top, row_weights), end in zip(rows, ends, strict=True):
         for left, column_weights in columns:
-            bottom = top + len(row_weights)
             right = left + len(column_weights)
-            window = read(slice(top, bottom), slice(left, right))
+            window = read(slice(top, top + len(row_weights)), slice(left, right))
             weights = row_weights[:, None] * column_weights
             probability = _probabilities(model, window, how)
             part = probability.mul(weights.to(window.device)).cpu()

@@ -41,19 +41,15 @@ class Fit(NamedTuple):
         return torch.eye(len(self.members))[:, [best]]
 
 
-class SideBySide(nn.Module):
+class SideBySide(nn.ModuleList):
     """The log-probabilities of all members as one model's: N x 3 x H x W -> N x MK x H x W.
 
     A softmax over all of them is each member's probabilities divided by M, so tiles, flips and
     strips treat every member as they would treat it alone.
     """
 
-    def __init__(self, members: Sequence[nn.Module]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
     def forward(self, image: Tensor) -> Tensor:
-        outputs = [member(image).float().log_softmax(1) for member in self.members]
+        outputs = [member(image).float().log_softmax(1) for member in self]
         return torch.cat(outputs, dim=1)
 
 
@@ -99,28 +95,25 @@ def fit_weights(
         trials: weights M x K for each fold. With them, F x K x C: the mIoU of a fold's trial with
         one class's weights replaced by a candidate.
         """
-        shape = [len(candidates), K, K]
-        if trials:
-            shape = [K, *shape]
-        matrices = torch.zeros(len(folds), *shape, dtype=torch.int64)
+        shape = [K, len(candidates)] if trials else [len(candidates)]
+        matrices = torch.zeros(len(folds), *shape, K, K, dtype=torch.int64)
         names = sorted(set().union(*folds))
         for name in names[rank() :: world_size()]:
             inside = [index for index, fold in enumerate(folds) if name in fold]
-            for probability, label in labelled_strips(model, data, name, how):
-                strip = probability, label, candidates
+            for strip in labelled_strips(model, data, name, how):
                 if not trials:
-                    matrices[inside] += matrices_of_averages(*strip).cpu()
+                    matrices[inside] += matrices_of_averages(*strip, candidates).cpu()
                     continue
                 for index in inside:
-                    matrices[index] += matrices_of_class_changes(*strip, trials[index]).cpu()
+                    found = matrices_of_class_changes(*strip, candidates, trials[index])
+                    matrices[index] += found.cpu()
         ious, _ = class_scores(all_reduce_sum(matrices))
         return ious.nanmean(-1).nan_to_num(0)
 
-    single = measure()
     alone = (candidates == 1).int().argmax(0).tolist()  # each member's candidate
     columns = K if per_class else 1
     fits = []
-    for row in single:
+    for row in measure():
         weights = candidates[row.argmax()][:, None].repeat(1, columns)
         fits.append(Fit(weights, row.max().item(), row[alone].tolist()))
     trials = [fit.weights for fit in fits]
@@ -128,8 +121,7 @@ def fit_weights(
         before = trials
         known = zip(fits, trials, measure(trials), strict=True)
         found = [next_trial(*each, candidates) for each in known]
-        fits = [fit for fit, _ in found]
-        trials = [trial for _, trial in found]
+        fits, trials = map(list, zip(*found, strict=True))
         if all(map(torch.equal, before, trials)):
             break
     return [fit._replace(weights=fit.weights.cpu()) for fit in fits]
@@ -192,14 +184,9 @@ def matrices_of_averages(
     first = choices[0]
     disputed = (choices != first).any(0)
     agreed = confusion_matrix(first[~disputed], label[~disputed], K)
-    probability = probability[:, :, disputed]
-    label = label[disputed]
-    matrices = []
-    for weights in candidates:
-        average = torch.tensordot(weights, probability, 1)  # K x P
-        counts = confusion_matrix(average.argmax(0), label, K)
-        matrices.append(agreed + counts)
-    return torch.stack(matrices)
+    probability, label = probability[:, :, disputed], label[disputed]
+    averages = (torch.tensordot(weights, probability, 1) for weights in candidates)  # K x P each
+    return agreed + torch.stack([confusion_matrix(each.argmax(0), label, K) for each in averages])
 
 
 def matrices_of_class_changes(
@@ -237,7 +224,6 @@ def matrices_of_class_changes(
 def gain_interval(
     average: Tensor,
     member: Tensor,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """The gain in mIoU of one model over another, and its 95 % interval by a paired bootstrap.
 
@@ -248,7 +234,7 @@ def gain_interval(
     N, K, _ = average.shape
     pairs = torch.stack((average, member), 1).double()
     flat = pairs.flatten(1)  # N x 2KK
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     differences = []
     for _ in range(0, RESAMPLES, CHUNK):
         drawn = generator.multinomial(N, [1 / N] * N, size=CHUNK)  # R x N: how often each image

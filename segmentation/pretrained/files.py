@@ -46,6 +46,8 @@ DTYPES = {
 FILE_LICENCE = "not stated in the file; NVIDIA's own MiT weights are non-commercial"
 NO_LICENCE = "none: trained from random numbers"
 
+State = dict[str, Tensor]  # tensors by their names, as a state_dict has them
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -53,7 +55,7 @@ class Weights:
 
     path: Path  # the file, or the index of its shards
     files: list[Path]
-    tensors: dict[str, Tensor]
+    tensors: State
     checkpoint: dict | None = None  # the whole file, if it is of this project
 
     @property
@@ -69,10 +71,9 @@ class Weights:
         if not self.checkpoint:
             return about
         earlier = self.checkpoint.get("encoder_weights") or {}
-        stated = [
-            each.get("licence", FILE_LICENCE) for each in earlier.get("members", [earlier]) if each
-        ]
-        return about | {"licence": "; ".join(stated) or NO_LICENCE, "trained_from": earlier or None}
+        known = filter(None, earlier.get("members", [earlier]))
+        stated = "; ".join(each.get("licence", FILE_LICENCE) for each in known)
+        return about | {"licence": stated or NO_LICENCE, "trained_from": earlier or None}
 
 
 def open_weights(source: str | Path) -> Weights:
@@ -85,9 +86,9 @@ def open_weights(source: str | Path) -> Weights:
     contents = [read_file(file) for file in files]
     if is_checkpoint(contents[0]):
         return Weights(path, files, contents[0]["model"], contents[0])
-    tensors: dict[str, Tensor] = {}
-    for file, content in zip(files, contents, strict=True):
-        tensors |= table_of(content, file)
+    tensors: State = {}
+    for table in map(table_of, contents, files):
+        tensors |= table
     return Weights(path, files, without_prefixes(tensors))
 
 
@@ -137,7 +138,7 @@ def read_file(path: Path) -> Any:
     return read_plain(path)
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> State:
     """BadInput unless the tensors named in the header fill the file."""
     content = path.read_bytes()
     start = end = 8 + int.from_bytes(content[:8], "little")
@@ -182,16 +183,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomically(path, len(text).to_bytes(8, "little") + text + b"".join(parts))
 
 
-def table_of(content: Any, path: Path) -> dict[str, Tensor]:
+def table_of(content: Any, path: Path) -> State:
     """The named tensors in a file, which training tools put under a key of their own."""
-    table = content
+    table: dict = content if isinstance(content, dict) else {f"a {type(content).__name__}": None}
     for key in WRAPPERS:
-        if isinstance(table, dict) and isinstance(table.get(key), dict):
-            table = table[key]
-    rows = table.items() if isinstance(table, dict) else [(f"a {type(table).__name__}", None)]
+        table = table[key] if isinstance(table.get(key), dict) else table
     other = [
         str(name)
-        for name, value in rows
+        for name, value in table.items()
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if other:
@@ -202,7 +201,7 @@ def table_of(content: Any, path: Path) -> dict[str, Tensor]:
     return table
 
 
-def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_prefixes(tensors: State) -> State:
     """Names without what wrappers of models put before all of them."""
     for prefix in PREFIXES * len(PREFIXES):  # in any order
         if all(name.startswith(prefix) for name in tensors):

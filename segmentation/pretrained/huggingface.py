@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import BadInput
 from ..files import write_atomically
 from ..models.layers import IMAGENET_MEAN, IMAGENET_STD
 from ..models.mix_transformer import HEADS, MLP_RATIO, NORM_EPS, REDUCTIONS, VARIANTS
 from ..models.segformer import MLPDecoder, SegFormer
-from .files import SAFETENSORS, Weights, read_json, write_safetensors
+from .files import SAFETENSORS, State, Weights, read_json, write_safetensors
 from .names import encoder_names, recognise, segformer_names, translate
 
 # No tensor's shape shows these; all published SegFormers share them.
@@ -55,7 +54,7 @@ def load_segformer(make: type[SegFormer], weights: Weights) -> SegFormer:
     return model.eval()
 
 
-def with_scales_reversed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_scales_reversed(weights: State) -> State:
     """Theirs fuses scale 1/32 first, ours 1/4."""
     fuse = weights["decoder.fuse.weight"]
     scales = fuse.chunk(4, dim=1)
@@ -101,7 +100,7 @@ def class_names(config_file: Path, num_classes: int) -> list[str]:
                 f"{config_file} has {field} {config[field]}, a SegFormer has {value}: "
                 "use another model"
             )
-    labels = config.get("id2label") or dict(zip(numbers, numbers, strict=True))
+    labels = config.get("id2label") or {number: number for number in numbers}
     if labels.keys() != set(numbers):
         raise BadInput(
             f"{config_file} names {len(labels)} classes, the weights have {num_classes}: "
@@ -139,15 +138,14 @@ def save_segformer(model: SegFormer, folder: Path, classes: Sequence[str] | None
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / SAFETENSORS, published_tensors(model, depths))
-    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-    content = json.dumps(processor, indent=2)
-    write_atomically(folder / "preprocessor_config.json", content.encode())
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        write_atomically(folder / name, json.dumps(content, indent=2))
 
 
-def published_tensors(model: SegFormer, depths: Sequence[int]) -> dict[str, Tensor]:
+def published_tensors(model: SegFormer, depths: Sequence[int]) -> State:
     """A model's tensors under the names and in the shapes of Hugging Face's files."""
     names = segformer_names(encoder_names(depths, 1, "segformer.encoder."), 1)
-    tensors: dict[str, Tensor] = {}
+    tensors: State = {}
     for key, tensor in with_scales_reversed(model.state_dict()).items():
         layer, _, kind = key.rpartition(".")
         theirs = [f"{name}.{kind}" for name in names[layer]]

@@ -42,9 +42,9 @@ def start_fresh(
         None if source == "none" else load_encoder_weights(member, source)
         for member, source in zip(members, encoder_weights, strict=True)
     ]
-    if not any(sources):
-        return model, config, None
-    return model, config, {"members": sources} if isinstance(model, UFormer) else sources[0]
+    if name == "uformer" and any(sources):
+        return model, config, {"members": sources}
+    return model, config, sources[0]
 
 
 def load_model(source: str | Path | Weights) -> tuple[nn.Module, dict]:

@@ -1,6 +1,7 @@
 """What the published MiT and SegFormer files call each layer, and how their tensors become ours."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,80 +10,56 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..models.mix_transformer import VARIANTS
-from .files import shorten
+from .files import State, shorten
+
+Table = list[list[str]]
+Names = dict[str, list[str]]  # a layer here -> the layers of the file that make it
+
+
+def rows_of(text: str) -> Table:
+    """The words of each line; indented lines go on with the row before them."""
+    return [row.split() for row in re.split(r"\n(?! )", text.strip())]
+
 
 # Columns: the name here, in Hugging Face's files, in transformers' own modules since version 5, in
-# NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a + b": two layers of that
+# NVlabs' files. i counts stages from 0, n from 1; j counts blocks. "a+b": two layers of that
 # file are concatenated into one here.
-STAGE_LAYERS = (
-    (
-        "stages.{i}.merging.merge",
-        "patch_embeddings.{i}.proj",
-        "stages.{i}.patch_embeddings.proj",
-        "patch_embed{n}.proj",
-    ),
-    (
-        "stages.{i}.merging.norm",
-        "patch_embeddings.{i}.layer_norm",
-        "stages.{i}.patch_embeddings.layer_norm",
-        "patch_embed{n}.norm",
-    ),
-    ("stages.{i}.norm", "layer_norm.{i}", "stages.{i}.layer_norm", "norm{n}"),
-)
+STAGE_LAYERS = rows_of("""
+stages.{i}.merging.merge
+    patch_embeddings.{i}.proj        stages.{i}.patch_embeddings.proj        patch_embed{n}.proj
+stages.{i}.merging.norm
+    patch_embeddings.{i}.layer_norm  stages.{i}.patch_embeddings.layer_norm  patch_embed{n}.norm
+stages.{i}.norm
+    layer_norm.{i}                   stages.{i}.layer_norm                   norm{n}
+""")
 BLOCKS = ("stages.{i}.blocks.{j}.", "block.{i}.{j}.", "stages.{i}.blocks.{j}.", "block{n}.{j}.")
-BLOCK_LAYERS = (  # below BLOCKS
-    ("norm1", "layer_norm_1", "layernorm_before", "norm1"),
-    ("attention.query", "attention.self.query", "attention.q_proj", "attn.q"),
-    (
-        "attention.key_value",
-        "attention.self.key + attention.self.value",
-        "attention.k_proj + attention.v_proj",
-        "attn.kv",
-    ),
-    (
-        "attention.reduce",
-        "attention.self.sr",
-        "attention.sequence_reduction.sequence_reduction",
-        "attn.sr",
-    ),
-    (
-        "attention.norm",
-        "attention.self.layer_norm",
-        "attention.sequence_reduction.layer_norm",
-        "attn.norm",
-    ),
-    ("attention.project", "attention.output.dense", "attention.o_proj", "attn.proj"),
-    ("norm2", "layer_norm_2", "layernorm_after", "norm2"),
-    ("ffn.expand", "mlp.dense1", "mlp.fc1", "mlp.fc1"),
-    ("ffn.mix", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv", "mlp.dwconv.dwconv"),
-    ("ffn.contract", "mlp.dense2", "mlp.fc2", "mlp.fc2"),
-)
-DECODER_LAYERS = (
-    (
-        "decoder.project.{i}",
-        "decode_head.linear_c.{i}.proj",
-        "decode_head.linear_projections.{i}.proj",
-        "decode_head.linear_c{n}.proj",
-    ),
-    (
-        "decoder.fuse",
-        "decode_head.linear_fuse",
-        "decode_head.linear_fuse",
-        "decode_head.linear_fuse.conv",
-    ),
-    (
-        "decoder.norm",
-        "decode_head.batch_norm",
-        "decode_head.batch_norm",
-        "decode_head.linear_fuse.bn",
-    ),
-    (
-        "decoder.classify",
-        "decode_head.classifier",
-        "decode_head.classifier",
-        "decode_head.linear_pred",
-    ),
-)
+BLOCK_LAYERS = rows_of("""
+norm1                layer_norm_1             layernorm_before    norm1
+attention.query      attention.self.query     attention.q_proj    attn.q
+attention.key_value
+    attention.self.key+attention.self.value   attention.k_proj+attention.v_proj   attn.kv
+attention.reduce
+    attention.self.sr          attention.sequence_reduction.sequence_reduction    attn.sr
+attention.norm
+    attention.self.layer_norm  attention.sequence_reduction.layer_norm            attn.norm
+attention.project    attention.output.dense   attention.o_proj    attn.proj
+norm2                layer_norm_2             layernorm_after     norm2
+ffn.expand           mlp.dense1               mlp.fc1             mlp.fc1
+ffn.mix              mlp.dwconv.dwconv        mlp.dwconv.dwconv   mlp.dwconv.dwconv
+ffn.contract         mlp.dense2               mlp.fc2             mlp.fc2
+""")  # below BLOCKS
+DECODER_LAYERS = rows_of("""
+decoder.project.{i}
+    decode_head.linear_c.{i}.proj
+    decode_head.linear_projections.{i}.proj
+    decode_head.linear_c{n}.proj
+decoder.fuse
+    decode_head.linear_fuse   decode_head.linear_fuse   decode_head.linear_fuse.conv
+decoder.norm
+    decode_head.batch_norm    decode_head.batch_norm    decode_head.linear_fuse.bn
+decoder.classify
+    decode_head.classifier    decode_head.classifier    decode_head.linear_pred
+""")
 ENCODERS = (  # column, what stands before the names
     (1, "segformer.encoder."),
     (1, "encoder."),
@@ -92,9 +69,6 @@ ENCODERS = (  # column, what stands before the names
     (3, ""),
 )
 
-Table = tuple[tuple[str, ...], ...]
-Names = dict[str, list[str]]  # a layer here -> the layers of the file that make it
-
 
 def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> Names:
     """The layers of one table as one kind of file names them, numbers filled in."""
@@ -102,7 +76,7 @@ def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> 
     names = {}
     for row in table:
         ours = (blocks[0] + row[0]).format(**numbers)
-        theirs = row[column].split(" + ")
+        theirs = row[column].split("+")
         names[ours] = [before + (blocks[column] + name).format(**numbers) for name in theirs]
     return names
 
@@ -125,7 +99,7 @@ def segformer_names(encoder: Names, column: int) -> Names:
     return names
 
 
-def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
+def recognise(state: State, path: Path) -> tuple[str, Names, int]:
     """The MiT variant in a file, the names of its encoder's layers, and the column they are from.
 
     BadInput for anything else.
@@ -153,15 +127,13 @@ def recognise(state: dict[str, Tensor], path: Path) -> tuple[str, Names, int]:
     )
 
 
-def foreign(expected: str, state: dict[str, Tensor], path: Path) -> BadInput:
+def foreign(expected: str, state: State, path: Path) -> BadInput:
     """The refusal of another model altogether."""
     held = shorten(list(state), 3)
     return BadInput(f"{path} is no {expected}: it holds {held}; give another, or another --model")
 
 
-def translate(
-    state: dict[str, Tensor], model: nn.Module, names: Names, path: Path
-) -> dict[str, Tensor]:
+def translate(state: State, model: nn.Module, names: Names, path: Path) -> State:
     """The file's tensors under the model's names and in its shapes.
 
     BadInput that lists all that does not fit.

@@ -11,10 +11,10 @@ from PIL import Image
 from ..hardware import hardware_of
 from .curves import curve_panels, with_colours
 from .pictures import UNSCORED, WRONG, Example, Picture
-from .tables import Entry, format_score, index_of_best, miou_of_images
+from .tables import Entries, Entry, Rows, format_score, index_of_best, miou_of_images
 
 
-def score_section(table: list[list], entries: list[Entry]) -> str:
+def score_section(table: Rows, entries: Entries) -> str:
     """The scores side by side, and which entry is best where. table: of `score_table`."""
     (measure, meaning, *labels), *scores = table
     rows = []
@@ -32,7 +32,7 @@ def score_section(table: list[list], entries: list[Entry]) -> str:
     return html + win_list(entries) if len(entries) > 1 else html
 
 
-def win_list(entries: list[Entry]) -> str:
+def win_list(entries: Entries) -> str:
     """In how many classes and images each entry alone is the best."""
     ious = zip(*(entry.scores["iou"].values() for entry in entries), strict=True)
     classes = [index_of_best(values) for values in ious]
@@ -47,7 +47,7 @@ def win_list(entries: list[Entry]) -> str:
     return f"<ul>{items}</ul>\n"
 
 
-def class_section(table: list[list], entries: list[Entry]) -> str:
+def class_section(table: Rows, entries: Entries) -> str:
     """IoU and accuracy of each class, with bars. table: of `class_table`."""
     heads, *classes = table
     n = len(entries)
@@ -60,7 +60,7 @@ def class_section(table: list[list], entries: list[Entry]) -> str:
     return scrollable_table("Classes", heads, rows, "classes")
 
 
-def curve_section(entries: list[Entry]) -> str:
+def curve_section(entries: Entries) -> str:
     """The training curves of the entries that have a history."""
     runs = {entry.label: entry.meta.get("history") or [] for entry in entries}
     if not any(runs.values()):
@@ -74,7 +74,7 @@ def curve_section(entries: list[Entry]) -> str:
     )
 
 
-def example_section(examples: list[Example], entries: list[Entry]) -> str:
+def example_section(examples: list[Example], entries: Entries) -> str:
     """The pictures of each example in a row, below a legend of the colours."""
     if not examples:
         return "<p>None of the images.</p>"
@@ -96,7 +96,7 @@ def example_section(examples: list[Example], entries: list[Entry]) -> str:
     return html
 
 
-def figure(picture: Picture, name: str, entries: list[Entry]) -> str:
+def figure(picture: Picture, name: str, entries: Entries) -> str:
     """A picture of the image `name` with its caption; template.html reads the data-attributes."""
     entry = entries[picture.model or 0]
     model = entry.label if len(entries) > 1 else ""
@@ -133,7 +133,7 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def confusion_section(entries: list[Entry]) -> str:
+def confusion_section(entries: Entries) -> str:
     """Each row in shares of its class's true pixels; a class that the truth lacks has dashes."""
     html = ""
     for entry in entries:
@@ -159,7 +159,7 @@ def confusion_section(entries: list[Entry]) -> str:
     return html
 
 
-def run_section(entries: list[Entry], evaluation: dict[str, str]) -> str:
+def run_section(entries: Entries, evaluation: dict[str, str]) -> str:
     """How each checkpoint, each member of a UFormer, and this report was made."""
     columns = []
     for entry in entries:

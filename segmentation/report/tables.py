@@ -15,13 +15,15 @@ class Entry:
     scores: dict
 
 
+Entries = list[Entry]
+Rows = list[list]  # of a table, its heads first; numbers are scores
+
+
 def format_score(value: float | None) -> str:
-    if value is None:
-        return "absent"
-    return f"{value:.4f}"
+    return "absent" if value is None else f"{value:.4f}"
 
 
-def format_table(rows: list[list]) -> str:
+def format_table(rows: Rows) -> str:
     """Lines for a terminal: the first column is flush left, the others flush right."""
     texts = []
     for row in rows:
@@ -29,12 +31,8 @@ def format_table(rows: list[list]) -> str:
         texts.append(cells)
     columns = zip(*texts, strict=True)
     width, *widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for first, *others in texts:
-        padded = map(str.rjust, others, widths)
-        line = "  ".join([first.ljust(width), *padded])
-        lines.append(line)
-    return "\n".join(lines)
+    lines = [[first.ljust(width), *map(str.rjust, rest, widths)] for first, *rest in texts]
+    return "\n".join(map("  ".join, lines))
 
 
 def index_of_best(values: Sequence, best: Callable = max) -> int | None:
@@ -46,16 +44,13 @@ def index_of_best(values: Sequence, best: Callable = max) -> int | None:
     return None
 
 
-def score_table(entries: list[Entry]) -> list[list]:
+def score_table(entries: Entries) -> Rows:
     """Rows of: measure, what it means, a value for each entry."""
     loss = entries[0].meta["loss"]
-    tversky = f"Tversky {loss['alpha']:g} / {loss['beta']:g}"
     ious = [list(entry.scores["iou"].values()) for entry in entries]
     classes = len(ious[0])
     present = [str(classes - values.count(None)) for values in ious]
-    counted = "/".join(present)
-    if len(set(present)) == 1:
-        counted = present[0]
+    counted = present[0] if len(set(present)) == 1 else "/".join(present)
     meanings = {
         "mIoU": f"one confusion matrix of all pixels, mean over {counted} of {classes} classes",
         "mPA": "accuracy of a class, from the same matrix, mean over the classes in the truth",
@@ -63,10 +58,9 @@ def score_table(entries: list[Entry]) -> list[list]:
         "fwIoU": "mean IoU, each class weighted by its share of the pixels of the truth",
         "image mIoU": "IoU of each image, mean over images for each class, then over classes",
         "image mPA": "accuracy of each image, averaged in the same way",
-        "loss": f"{tversky}, one loss over all pixels",
+        "loss": f"Tversky {loss['alpha']:g} / {loss['beta']:g}, one loss over all pixels",
     }
-    labels = [entry.label for entry in entries]
-    rows: list[list] = [["measure", "meaning", *labels]]
+    rows: Rows = [["measure", "meaning", *(entry.label for entry in entries)]]
     for name, meaning in meanings.items():
         key = name.lower().replace(" ", "_")  # of scores: "pixel_accuracy"
         values = [entry.scores[key] for entry in entries]
@@ -74,25 +68,23 @@ def score_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def class_table(entries: list[Entry]) -> list[list]:
+def class_table(entries: Entries) -> Rows:
     """Rows of: class, share of the truth's pixels, the IoU of all entries, then their accuracy."""
     columns = {}  # heading -> class -> score
     for kind in ("IoU", "accuracy"):
         for entry in entries:
-            heading = f"{kind} {entry.label}"
-            columns[heading] = entry.scores[kind.lower()]
-    rows: list[list] = [["class", "share", *columns]]
+            columns[f"{kind} {entry.label}"] = entry.scores[kind.lower()]
+    rows: Rows = [["class", "share", *columns]]
     scores = entries[0].scores
     pixels = [sum(row) for row in scores["confusion"]]
     total = sum(pixels) or 1
     for name, count in zip(scores["iou"], pixels, strict=True):
-        share = count / total
         values = [column[name] for column in columns.values()]
-        rows.append([name, share, *values])
+        rows.append([name, count / total, *values])
     return rows
 
 
-def image_table(entries: list[Entry]) -> list[list]:
+def image_table(entries: Entries) -> Rows:
     """Rows of: image, then mIoU and mPA of each entry."""
     heads = ["image"]
     for entry in entries:
@@ -106,47 +98,37 @@ def image_table(entries: list[Entry]) -> list[list]:
     return rows
 
 
-def images_side_by_side(entries: list[Entry]) -> Iterator[tuple[dict, ...]]:
+def images_side_by_side(entries: Entries) -> Iterator[tuple[dict, ...]]:
     """For each image, its scores by each entry: all entries have the same images, in one order."""
     return zip(*(entry.scores["images"] for entry in entries), strict=True)
 
 
-def comparison_table(entries: list[Entry]) -> list[list]:
+def comparison_table(entries: Entries) -> Rows:
     """Rows of: checkpoint, mIoU, mPA, recall and precision of the class with fewest true pixels."""
     first = entries[0].scores
     pixels = [sum(row) for row in first["confusion"]]
     fewest = min(filter(None, pixels), default=0)
     rarest = pixels.index(fewest)
     name = list(first["iou"])[rarest]
-    recall = f"{name}: recall"
-    rows: list[list] = [["", "mIoU", "mPA", recall, "precision"]]
+    rows: Rows = [["", "mIoU", "mPA", f"{name}: recall", "precision"]]
     for entry in entries:
         scores = entry.scores
         predicted = [row[rarest] for row in scores["confusion"]]
-        precision = None
-        if any(predicted):
-            precision = predicted[rarest] / sum(predicted)
-        row = [
-            entry.label,
-            scores["miou"],
-            scores["mpa"],
-            scores["accuracy"][name],
-            precision,
-        ]
-        rows.append(row)
+        precision = predicted[rarest] / sum(predicted) if any(predicted) else None
+        recall = scores["accuracy"][name]
+        rows.append([entry.label, scores["miou"], scores["mpa"], recall, precision])
     return rows
 
 
-def miou_of_images(entries: list[Entry]) -> dict[str, list]:
+def miou_of_images(entries: Entries) -> dict[str, list]:
     """Image -> the mIoU of each entry."""
-    mious = {}
-    for images in images_side_by_side(entries):
-        name = images[0]["name"]
-        mious[name] = [image["miou"] for image in images]
-    return mious
+    return {
+        images[0]["name"]: [image["miou"] for image in images]
+        for images in images_side_by_side(entries)
+    }
 
 
-def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
+def choose_examples(entries: Entries, top: int) -> dict[str, list[str]]:
     """Heading -> names of at most `top` images, chosen by mIoU.
 
     One entry: its best and its worst images. Several: where each leads, and the hardest for all.
@@ -158,11 +140,7 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
     if len(entries) == 1:
         half = (len(ordered) + 1) // 2
         best = ordered[: min(half, top)]
-        others = worst[: len(ordered) - len(best)]
-        return {
-            "Best images": best,
-            "Worst images": others[:top],
-        }
+        return {"Best images": best, "Worst images": worst[: len(ordered) - len(best)][:top]}
 
     def lead(name: str) -> float:
         *_, second, first = sorted(known[name])
@@ -172,7 +150,6 @@ def choose_examples(entries: list[Entry], top: int) -> dict[str, list[str]]:
     by_lead = sorted(known, key=lead, reverse=True)
     for index, entry in enumerate(entries):
         won = [name for name in by_lead if index_of_best(known[name]) == index]
-        heading = f"Where {entry.label} leads most"
-        chosen[heading] = won[:top]
+        chosen[f"Where {entry.label} leads most"] = won[:top]
     chosen["Hardest for all"] = worst[:top]
     return chosen

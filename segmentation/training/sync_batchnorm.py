@@ -186,9 +186,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return x
 
 
-def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+def synchronise_batchnorm(model: nn.Module) -> None:
     """Turn every BatchNorm2d into SyncBatchNorm2d, in place; parameters and state dict stay."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
-    return model
