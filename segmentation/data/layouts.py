@@ -143,7 +143,8 @@ def find_layout(root: Path, task: str) -> Layout:
     if not any(split_of.values()):
         split_of = _by_lists(root, names, list(pairs), problems)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
-    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
+    said = f"; {kind.said}" if kind.said else ""
+    notes = [f"{image} with {mask}{said}" for image, mask in list(pairs.items())[:1]]
     others = [name for name in names if os.path.basename(name).lower() not in TABLES]
     notes += not_read(others, {*pairs, *pairs.values()})
     if any(splits.values()) and not splits["val"]:
