@@ -79,9 +79,9 @@ story() { # NAME: its logs, an epoch's line shortened
         awk '/\| (job|epoch) / { line = line (line ? ", " : "    | ") $2 " " $3; next }
             line { print line; line = "" } { print } END { if (line) print line }'
 }
-in_run() { # NAME N [EPOCHS]: wait for the N-th run to have finished so many epochs, by default one
+in_run() { # NAME N [EPOCHS]: wait for the N-th run's so many epochs, by default one, or the end
     until logs "$1" | awk -v n="$2" -v epochs="${3:-1}" '/^job / { runs++; seen = 0 } /^epoch / { seen++ }
-        END { exit !(runs > n || runs == n && seen >= epochs) }'; do sleep 0.5; done
+        /^(done|failed)/ { runs = n + 1 } END { exit !(runs > n || runs == n && seen >= epochs) }'; do sleep 0.5; done
 }
 now() { # COMMAND NAME: for its job, which is the last
     set -- "$1" "$(logs "$2" | awk '/^job / { id = $2 } END { print id }')"
