@@ -65,9 +65,8 @@ for number in range(96):  # a bright box on dark noise
 PYTHON
 chown -R "$user": "$house"
 flags="--data pairs --encoder-weights none --device cpu --augment 0 --batch-size 16 --workers 1"
-epochs=${EPOCHS:-22}                        # so many that a run outlives its time limit in part 2
-fewer="$flags --epochs $((epochs / 2))"
-flags+=" --epochs $epochs"
+fewer="$flags --epochs 8"
+flags+=" --epochs ${EPOCHS:-30}"             # so many that a run outlives its time limit in part 2
 
 job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's words
     queue "$2" "runs/$1 ${3:-$flags}" | sed 's/^/$ /'
@@ -189,7 +188,7 @@ if part 7 "Two nodes, the second stops answering"; then
 fi
 
 if part 8 "An array over seeds"; then
-    few="${flags/--epochs */--epochs 1}"
+    few="${fewer/--epochs */--epochs 1}"
     if [ "$scheduler" = oar ]; then
         printf 'runs/seed-%d %s --seed %d\n' 0 "$few" 0 1 "$few" 1 > seeds.txt
         ask=(oarsub -S -l /nodes=1/gpu=1,walltime=00:10:00 --array-param-file seeds.txt ./run_oar.sh)
