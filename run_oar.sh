@@ -1,7 +1,6 @@
 #!/bin/bash
 # Train on a cluster, from one GPU to several nodes, through as many time limits as it takes.
-# One script for two schedulers; it takes the run's folder, then train.py's flags.
-#
+# One script for two schedulers; it takes the run's folder, then train.py's flags:
 #   oarsub -S "./run_oar.sh runs/unet --model unet --data /data/drone"
 #   oarsub -S -l /nodes=2/gpu=4,walltime=12:00:00 ./run_oar.sh
 #   sbatch run_oar.sh runs/unet --model unet --data /data/drone
@@ -82,7 +81,7 @@ run_torchrun() { # COMMAND..: on a node; its ranks get the signals
         echo alive
         read -r -t 1 signal
         case $? in
-            0) pkill -"$part$signal" -P "$pid"; part='' ;;
+            0) pkill -"$part$signal" -P "$pid" 2> /dev/null; part='' ;;
             1) kill "$pid"; break ;;             # end of file: the script is gone
             *) part+=$signal ;;                  # a second may end inside the word
         esac
@@ -112,11 +111,12 @@ train_on() { # RANK NODE: torchrun there; 0, or its exit code, or 1 if the node 
     return 1
 }
 tell() { for to in "${down[@]}"; do echo "$1" >&"$to"; done 2> /dev/null; }  # SIGNAL: to all ranks
-
 running=() down=() failed=0 failed_at='' sent=-9
 for rank in "${!nodes[@]}"; do
-    exec {to}> >(train_on "$rank" "${nodes[rank]}")
-    running+=($!) down+=("$to")
+    pipe=$(mktemp -u) && mkfifo "$pipe"          # bash 4.4 waits for the last of many >(..) only
+    train_on "$rank" "${nodes[rank]}" < "$pipe" &
+    running+=($!)
+    exec {to}> "$pipe" && rm "$pipe" && down+=("$to")
 done
 while sleep 1; [ ${#running[@]} -gt 0 ]; do
     left=()
@@ -131,7 +131,7 @@ while sleep 1; [ ${#running[@]} -gt 0 ]; do
     elif [ -n "$signalled" ]; then
         [ $((SECONDS - signalled)) -lt $GRACE ] || break
         [ -e "$OUT/interrupted" ] || [ $((SECONDS - sent)) -lt 5 ] || { sent=$SECONDS; tell USR2; }
-    fi                                           # again and again: ranks that start miss the first
+    fi                                           # again and again: one may come too early, or garbled
 done
 
 if [ -n "$signalled" ] && [ "$failed ${#running[@]}" != "0 0" ]; then
