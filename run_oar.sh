@@ -131,7 +131,7 @@ while sleep 1; [ ${#running[@]} -gt 0 ]; do
     elif [ -n "$signalled" ]; then
         [ $((SECONDS - signalled)) -lt $GRACE ] || break
         [ -e "$OUT/interrupted" ] || [ $((SECONDS - sent)) -lt 5 ] || { sent=$SECONDS; tell USR2; }
-    fi                                           # again and again: one may come too early, or garbled
+    fi                                           # again and again: one may come early or garbled
 done
 
 if [ -n "$signalled" ] && [ "$failed ${#running[@]}" != "0 0" ]; then
