@@ -19,7 +19,7 @@ case $scheduler in
         user=${OAR_USER:-oaruser}
         version() { oarsub --version | sed "s, version :,,"; }
         one='-l /nodes=1/gpu=1,walltime=00:10:00' two='-l /nodes=2/gpu=1,walltime=00:10:00'
-        short='--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:50'
+        short='--checkpoint 75 -l /nodes=1/gpu=1,walltime=00:01:50'
         queue() { echo "oarsub -S $1 \"./run_oar.sh $2\""; }
         submit() { OARSUB_OPTS=$1 $sandbox submit run_oar.sh "${@:2}"; }
         rival='oarsub -l /nodes=2/gpu=2,walltime=00:00:30 "sleep 5"'
@@ -66,7 +66,7 @@ PYTHON
 chown -R "$user": "$house"
 flags="--data pairs --encoder-weights none --device cpu --augment 0 --batch-size 16 --workers 1"
 fewer="$flags --epochs 8"
-flags+=" --epochs ${EPOCHS:-30}"             # so many that a run outlives its time limit in part 2
+flags+=" --epochs ${EPOCHS:-36}"             # so many that a run outlives its time limit in part 2
 
 job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's words
     queue "$2" "runs/$1 ${3:-$flags}" | sed 's/^/$ /'
