@@ -1,13 +1,13 @@
 #!/bin/bash
 # Train on a cluster, from one GPU to several nodes, through as many time limits as it takes.
 # One script for two schedulers; it takes the run's folder, then train.py's flags:
-#   oarsub -S "./run_oar.sh runs/unet --model unet --data /data/drone"
-#   oarsub -S -l /nodes=2/gpu=4,walltime=12:00:00 ./run_oar.sh
-#   sbatch run_oar.sh runs/unet --model unet --data /data/drone
-#   sbatch -N 2 --gres=gpu:4 -c 32 -t 12:00:00 run_oar.sh
-# Asked for: one GPU, 4 h, to be stopped and run again, USR2 to this script 120 s before the end.
+#   oarsub -S -l /nodes=1/gpu=1,walltime=4:00:00 "./run_oar.sh runs/unet --model unet"
+#   oarsub -S -l /nodes=2/gpu=4,walltime=12:00:00 "./run_oar.sh runs/two --data /data/drone"
+#   sbatch run_oar.sh runs/unet --model unet
+#   sbatch -N 2 --gres=gpu:4 -c 32 -t 12:00:00 run_oar.sh runs/two --data /data/drone
+# Asked for: to be stopped and run again, and USR2 to this script 120 s before the end. No #OAR -l,
+# as OAR would take it or the command's, whichever ends first.
 #OAR -n segmentation
-#OAR -l /nodes=1/gpu=1,walltime=04:00:00
 #OAR -t besteffort
 #OAR -t idempotent
 #OAR --checkpoint 120
