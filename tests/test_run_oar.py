@@ -270,4 +270,6 @@ def test_the_script_is_one_page_that_both_schedulers_read():
     assert len(lines) <= 150
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(not line.startswith(("#OAR", "#SBATCH")) for line in lines[first_command:])
+    # OAR would choose between it and the command's.
+    assert not any(line.startswith("#OAR -l") for line in lines)
     assert subprocess.run(["bash", "-n", ROOT / "run_oar.sh"]).returncode == 0
