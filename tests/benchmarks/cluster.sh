@@ -66,7 +66,7 @@ PYTHON
 chown -R "$user": "$house"
 flags="--data pairs --encoder-weights none --device cpu --augment 0 --batch-size 16 --workers 1"
 fewer="$flags --epochs 8"
-flags+=" --epochs ${EPOCHS:-36}"             # so many that a run outlives its time limit in part 2
+flags+=" --epochs ${EPOCHS:-56}"             # so many that a run outlives its time limit in part 2
 
 job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's words
     queue "$2" "runs/$1 ${3:-$flags}" | sed 's/^/$ /'
