@@ -1,14 +1,13 @@
 #!/bin/bash
 # Train on a cluster, from one GPU to several nodes, through as many time limits as it takes.
-# One script for two schedulers; it takes the run's folder, then train.py's flags.
-#
-#   oarsub -S "./run_oar.sh runs/unet --model unet --data /data/drone"
-#   oarsub -S -l /nodes=2/gpu=4,walltime=12:00:00 ./run_oar.sh
-#   sbatch run_oar.sh runs/unet --model unet --data /data/drone
-#   sbatch -N 2 --gres=gpu:4 -c 32 -t 12:00:00 run_oar.sh
-#
+# One script for two schedulers; it takes the run's folder, then train.py's flags:
+#   oarsub -S -l /nodes=1/gpu=1,walltime=4:00:00 "./run_oar.sh runs/unet --model unet"
+#   oarsub -S -l /nodes=2/gpu=4,walltime=12:00:00 "./run_oar.sh runs/two --data /data/drone"
+#   sbatch run_oar.sh runs/unet --model unet
+#   sbatch -N 2 --gres=gpu:4 -c 32 -t 12:00:00 run_oar.sh runs/two --data /data/drone
+# Asked for: to be stopped and run again, and USR2 to this script 120 s before the end. No #OAR -l,
+# as OAR would take it or the command's, whichever ends first.
 #OAR -n segmentation
-#OAR -l /nodes=1/gpu=1,walltime=04:00:00
 #OAR -t besteffort
 #OAR -t idempotent
 #OAR --checkpoint 120
@@ -20,11 +19,12 @@ PYTHON=$PWD/.venv/bin/python   # the same path on all nodes; python from PATH if
 RANKS=                         # processes a node; empty: one a GPU of the job, at least one
 GRACE=90                       # seconds to wait for the save, less than the 120 above
 PASS=(PATH LD_LIBRARY_PATH XDG_CACHE_HOME TORCH_HOME OMP_NUM_THREADS "${!NCCL_@}" "${!GLOO_@}")
+[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] || { echo "bash 4.4 is needed" >&2; exit 2; }
 
 # What differs between the schedulers:
 #   job, nodes        the job's number; the names of its nodes, the first is this one
 #   gpus_of NODE      how many GPUs of it are in the job
-#   on NODE COMMAND   become a shell command there, in this folder, with the variables of PASS
+#   on NODE COMMAND   turn this process into a shell command there, in this folder, with PASS set
 #   submit_again      have the scheduler run this script again, when it ends with 99
 if [ -n "$OAR_JOB_ID" ]; then
     job=$OAR_JOB_ID
@@ -35,12 +35,10 @@ if [ -n "$OAR_JOB_ID" ]; then
     }
     on() {
         [ "$1" != "${nodes[0]}" ] || exec bash -c "$2"
-        there=(env)
         for name in "${PASS[@]}"; do [ -z "${!name}" ] || there+=("$name=${!name}"); done
-        there+=(bash -c "$2")
-        exec oarsh "$1" "cd $(printf %q "$PWD") && exec $(printf '%q ' "${there[@]}")"
+        exec oarsh "$1" "cd ${PWD@Q} && exec env ${there[*]@Q} bash -c ${2@Q}"
     }
-    submit_again() { while [ $SECONDS -le 61 ]; do sleep 1; done; }   # OAR wants a minute of it
+    submit_again() { while [ $SECONDS -le 61 ]; do sleep 1; done; }   # 99 counts after a minute
 elif [ -n "$SLURM_JOB_ID" ]; then
     job=$SLURM_JOB_ID task=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -75,26 +73,27 @@ trap : PIPE                    # of a node that is lost
 
 # One connection to each node: down its stdin come signals for the ranks, up its stdout a sign of
 # life each second, up its stderr the log. A node that is silent for half a minute is lost.
-serve() { # COMMAND..: on a node, run torchrun
+# shellcheck disable=SC2329  # it runs where `declare -f` takes it
+run_torchrun() { # COMMAND..: on a node; its ranks get the signals
     trap 'echo signalled' TERM USR2              # Slurm preempts what srun runs, not the script
     (trap '' USR2; exec "$@" >&2 < /dev/null) & pid=$!   # torchrun itself would die of USR2
     while kill -0 "$pid" 2> /dev/null; do
         echo alive
         read -r -t 1 signal
         case $? in
-            0) pkill -"$begun$signal" -P "$pid"; begun='' ;;
+            0) pkill -"$part$signal" -P "$pid" 2> /dev/null; part='' ;;
             1) kill "$pid"; break ;;             # end of file: the script is gone
-            *) begun+=$signal ;;                 # a second may end inside the word
+            *) part+=$signal ;;                  # a second may end inside the word
         esac
     done
     wait "$pid"
 }
-talk() { # RANK NODE: have it trained there; 0, or the exit code of torchrun, or 1 if it is lost
+train_on() { # RANK NODE: torchrun there; 0, or its exit code, or 1 if the node is lost
     gpus=$(gpus_of "$2") device=()
     ranks=${RANKS:-$((gpus > 0 ? gpus : 1))}
     [ "$gpus" -eq 0 ] || device=(--device cuda)  # or a bad driver means a training on the CPU
-    exec 3<&0
-    exec {up}< <(on "$2" "$(declare -f serve); serve $(printf '%q ' "$PYTHON" \
+    exec 3<&0                                    # bash gives <(..) no stdin of its own
+    exec {up}< <(on "$2" "$(declare -f run_torchrun); run_torchrun $(printf '%q ' "$PYTHON" \
         -m torch.distributed.run --nnodes=${#nodes[@]} --node-rank="$1" --nproc-per-node="$ranks" \
         --master-addr="${nodes[0]}" --master-port=$port \
         train.py "${device[@]}" "${FLAGS[@]}" --out "$OUT" --resume)" <&3)
@@ -112,11 +111,12 @@ talk() { # RANK NODE: have it trained there; 0, or the exit code of torchrun, or
     return 1
 }
 tell() { for to in "${down[@]}"; do echo "$1" >&"$to"; done 2> /dev/null; }  # SIGNAL: to all ranks
-
-running=() down=() failed=0 failed_at='' told=-9
+running=() down=() failed=0 failed_at='' sent=-9
 for rank in "${!nodes[@]}"; do
-    exec {to}> >(talk "$rank" "${nodes[rank]}")
-    running+=($!) down+=("$to")
+    pipe=$(mktemp -u) && mkfifo "$pipe"          # bash 4.4 waits for the last of many >(..) only
+    train_on "$rank" "${nodes[rank]}" < "$pipe" &
+    running+=($!)
+    exec {to}> "$pipe" && rm "$pipe" && down+=("$to")
 done
 while sleep 1; [ ${#running[@]} -gt 0 ]; do
     left=()
@@ -130,8 +130,8 @@ while sleep 1; [ ${#running[@]} -gt 0 ]; do
         [ $((SECONDS - failed_at)) -lt 10 ] || { tell KILL; sleep 5; break; }
     elif [ -n "$signalled" ]; then
         [ $((SECONDS - signalled)) -lt $GRACE ] || break
-        [ -e "$OUT/interrupted" ] || [ $((SECONDS - told)) -lt 5 ] || { told=$SECONDS; tell USR2; }
-    fi                                           # again and again: ranks that start miss the first
+        [ -e "$OUT/interrupted" ] || [ $((SECONDS - sent)) -lt 5 ] || { sent=$SECONDS; tell USR2; }
+    fi                                           # again and again: one may come early or garbled
 done
 
 if [ -n "$signalled" ] && [ "$failed ${#running[@]}" != "0 0" ]; then

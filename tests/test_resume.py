@@ -19,6 +19,7 @@ from conftest import run_script
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.data.datasets import open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
+from segmentation.training.clock import Clock
 
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
@@ -97,6 +98,20 @@ def test_a_signal_before_the_first_step_is_not_lost(
     assert train(tiny_folder, tmp_path / "run", kill=Kill(number, moment)) == 99
     state = read_checkpoint(tmp_path / "run" / "last.pt")["resume"]["progress"]
     assert (state["epoch"], state["step"]) == (0, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP])
+def test_of_signals_ignored_by_the_parent_only_nohups_is_ignored(number):
+    """run_oar.sh has USR2 ignored for torchrun, whose ranks inherit it."""
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        clock = Clock()
+        signal.raise_signal(number)
+        assert clock.signalled == (number != signal.SIGHUP)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 def test_an_interrupt_before_the_first_step_ends_at_once(tiny_folder: Path, tmp_path: Path):

@@ -183,6 +183,14 @@ def test_two_nodes_meet_at_a_port_that_another_job_does_not_use(job: Job):
     assert job.words().count("--nnodes=2") == job.words().count("--master-addr=here") == 4
 
 
+def test_a_job_that_is_done_on_every_node_ends_with_0(job: Job):
+    (job.folder / "nodes").write_text("here\nthere\nyonder\n")
+    (job.folder / ".venv/bin/python").write_text("#!/bin/bash\n")
+    code, log = job.run()
+    assert code == 0
+    assert log == "job 999000001 on here there yonder: run \n"
+
+
 def test_settings_of_nccl_reach_every_node(job: Job):
     (job.folder / "nodes").write_text("here\nthere\n")
     job.run(NCCL_DEBUG="INFO", GLOO_SOCKET_IFNAME="ib0", SECRET="of the first node")
@@ -262,4 +270,6 @@ def test_the_script_is_one_page_that_both_schedulers_read():
     assert len(lines) <= 150
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(not line.startswith(("#OAR", "#SBATCH")) for line in lines[first_command:])
+    # OAR would choose between it and the command's.
+    assert not any(line.startswith("#OAR -l") for line in lines)
     assert subprocess.run(["bash", "-n", ROOT / "run_oar.sh"]).returncode == 0

@@ -30,8 +30,10 @@ class Clock:
         self.signalled = False
         self.go_on_from(0.0)
         for number in SIGNALS:
-            # Ctrl-C ends at once what has not begun; nohup's wish is kept.
-            if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+            # Ctrl-C ends at once what has not begun; nohup's wish is kept. run_oar.sh has USR2
+            # ignored for torchrun alone, which the ranks inherit.
+            nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if number != signal.SIGINT and not nohup:
                 signal.signal(number, self._note)
 
     def go_on_from(self, seconds: float) -> None:

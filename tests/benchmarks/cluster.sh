@@ -19,7 +19,7 @@ case $scheduler in
         user=${OAR_USER:-oaruser}
         version() { oarsub --version | sed "s, version :,,"; }
         one='-l /nodes=1/gpu=1,walltime=00:10:00' two='-l /nodes=2/gpu=1,walltime=00:10:00'
-        short='--checkpoint 60 -l /nodes=1/gpu=1,walltime=00:01:50'
+        short='--checkpoint 75 -l /nodes=1/gpu=1,walltime=00:01:50'
         queue() { echo "oarsub -S $1 \"./run_oar.sh $2\""; }
         submit() { OARSUB_OPTS=$1 $sandbox submit run_oar.sh "${@:2}"; }
         rival='oarsub -l /nodes=2/gpu=2,walltime=00:00:30 "sleep 5"'
@@ -65,7 +65,8 @@ for number in range(96):  # a bright box on dark noise
 PYTHON
 chown -R "$user": "$house"
 flags="--data pairs --encoder-weights none --device cpu --augment 0 --batch-size 16 --workers 1"
-flags+=" --epochs ${EPOCHS:-22}"
+fewer="$flags --epochs 8"
+flags+=" --epochs ${EPOCHS:-56}"             # so many that a run outlives its time limit in part 2
 
 job() { # NAME OPTIONS [FLAGS]: train in runs/NAME to the end; the scheduler's words
     queue "$2" "runs/$1 ${3:-$flags}" | sed 's/^/$ /'
@@ -79,9 +80,9 @@ story() { # NAME: its logs, an epoch's line shortened
         awk '/\| (job|epoch) / { line = line (line ? ", " : "    | ") $2 " " $3; next }
             line { print line; line = "" } { print } END { if (line) print line }'
 }
-in_run() { # NAME N [EPOCHS]: wait for the N-th run to have finished so many epochs, by default one
+in_run() { # NAME N [EPOCHS]: wait for the N-th run's so many epochs, by default one, or the end
     until logs "$1" | awk -v n="$2" -v epochs="${3:-1}" '/^job / { runs++; seen = 0 } /^epoch / { seen++ }
-        END { exit !(runs > n || runs == n && seen >= epochs) }'; do sleep 0.5; done
+        /^(done|failed)/ { runs = n + 1 } END { exit !(runs > n || runs == n && seen >= epochs) }'; do sleep 0.5; done
 }
 now() { # COMMAND NAME: for its job, which is the last
     set -- "$1" "$(logs "$2" | awk '/^job / { id = $2 } END { print id }')"
@@ -138,12 +139,12 @@ if part 2 "Three interruptions: the time limit, a job of higher priority, and by
 fi
 
 if part 3 "Two nodes, one log"; then
-    job two "$two"; story two
+    job two "$two" "$fewer"; story two
     check "one run, to its end" says two '^done'
 fi
 
 if part 4 "Two nodes, stopped so that they go on"; then
-    job stopped "$two" > stopped.txt & first=$!
+    job stopped "$two" "$fewer" > stopped.txt & first=$!
     in_run stopped 1 2
     now "$stop" stopped
     wait $first; cat stopped.txt; story stopped
@@ -170,7 +171,7 @@ if part 6 "A failing job is not submitted again"; then
 fi
 
 if part 7 "Two nodes, the second stops answering"; then
-    job lost "$two" > lost.txt & first=$!
+    job lost "$two" "$fewer" > lost.txt & first=$!
     in_run lost 1 2
     rank=$(pgrep -u "$user" -f '^[^ ]*python[^ ]* -m torch.distributed.run.*--node-rank=1' | head -n 1)
     space=$(readlink "/proc/$rank/ns/uts")
@@ -187,7 +188,7 @@ if part 7 "Two nodes, the second stops answering"; then
 fi
 
 if part 8 "An array over seeds"; then
-    few="${flags/--epochs */--epochs 1}"
+    few="${fewer/--epochs */--epochs 1}"
     if [ "$scheduler" = oar ]; then
         printf 'runs/seed-%d %s --seed %d\n' 0 "$few" 0 1 "$few" 1 > seeds.txt
         ask=(oarsub -S -l /nodes=1/gpu=1,walltime=00:10:00 --array-param-file seeds.txt ./run_oar.sh)
