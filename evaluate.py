@@ -23,16 +23,11 @@ from torch import nn
 from segmentation import distributed
 from segmentation.arguments import command_line, evaluation_arguments
 from segmentation.data.classes import numbered_classes
-from segmentation.data.datasets import (
-    NOTHING_STORED,
-    SegmentationDataset,
-    choose_scored,
-    open_dataset,
-    reopen_dataset,
-)
+from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
 from segmentation.data.images import read_image
 from segmentation.data.names import is_image, list_names, not_read
 from segmentation.data.problems import Unreadable
+from segmentation.data.splits import choose_scored
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.export import export
 from segmentation.evaluation.inference import Prediction, predict_labels
@@ -70,11 +65,12 @@ ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth 
 @out_of_memory_is_bad_input("predict in tiles, with --tile 512 or less, or with --amp")
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
-    if args.export:
-        model, meta = load_model(args.checkpoints[0])
-        print(export(model, args.export, meta))
-        return
     device = distributed.setup(args.device)
+    if args.export:
+        if distributed.rank() == 0:
+            model, meta = load_model(args.checkpoints[0])
+            print(export(model, args.export, meta))
+        return
     prepare(device, args.amp)
     announce(device, args.device)
     how = Prediction(args.tile, args.flips, args.amp)
@@ -132,16 +128,16 @@ def open_checkpoint(
     BadInput if the data have other classes, or if a published model is given none.
     """
     model, meta = load_model(path)
+    wanted = (split,) if split else ()
     if meta["data"]["root"]:
-        return model, meta, reopen_dataset(meta, folder, (split,) if split else ())
+        return model, meta, reopen_dataset(meta, folder, wanted)
     if not folder:
         raise BadInput(
             f"{path} is a published model and knows no data: say --data DIR to score it, "
             "or --images DIR --out OUT to predict"
         )
     task = "binary" if len(meta["classes"]) == 2 else "multiclass"
-    choice = partial(choose_scored, NOTHING_STORED, (split,) if split else (), 0, True)
-    data = open_dataset(folder, task=task, splits=choice)
+    data = open_dataset(folder, task=task, splits=partial(choose_scored, {}, wanted, 0, True))
     model, _, anew = fit_classes(model, meta, data.classes)
     if anew:
         known, found = shorten(meta["classes"], 8), shorten(data.classes, 8)

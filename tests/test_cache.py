@@ -75,7 +75,7 @@ def test_entries_that_nobody_uses_go_and_those_of_an_opened_set_stay(root, own_c
     open_dataset(str(root))
     assert sorted(own_cache.iterdir()) == used
     age(own_cache, 31)
-    cache.tidy()
+    cache.tidy(time.time())
     assert not list(own_cache.iterdir())
 
 
@@ -86,14 +86,25 @@ def test_a_large_cache_loses_what_was_unused_longest(root, own_cache, monkeypatc
     for number, entry in enumerate(entries):
         then = time.time() - 3600 * (number + 1)
         os.utime(entry / "record.json", (then, then))
-    total = sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file())
     monkeypatch.setattr(cache, "SHARE", 1.0)
     usage = type("Usage", (), {"free": -3 * size})
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
-    cache.tidy()
+    cache.tidy(time.time())
     kept = sorted(own_cache.iterdir())
     assert 0 < len(kept) < len(entries) and kept == entries[: len(kept)]
-    assert total > 0
+
+
+def test_what_a_long_reading_has_used_stays_in_a_cache_that_is_too_large(
+    root, own_cache, monkeypatch
+):
+    open_dataset(str(root))
+    entries = sorted(own_cache.iterdir())
+    age(own_cache, 0.1)
+    monkeypatch.setattr(cache, "SHARE", 0.0)
+    cache.tidy(time.time() - 86400 * 0.2)  # began before these were used
+    assert sorted(own_cache.iterdir()) == entries
+    cache.tidy(time.time())
+    assert not list(own_cache.iterdir())
 
 
 def test_where_a_large_cache_lies_is_said(root, own_cache, monkeypatch, capsys):

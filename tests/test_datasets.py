@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from segmentation.data import datasets, layouts, scenes
+from segmentation.data import datasets, scenes
 from segmentation.data.datasets import open_dataset
 from segmentation.data.labels import parse_label_map
+from segmentation.data.splits import split_names
 from segmentation.errors import BadInput
 
 PALETTE = [[0, 0, 0], [200, 10, 10], [10, 200, 10], [10, 10, 200]]
@@ -141,12 +142,12 @@ def test_generic_with_given_splits_and_with_singular_capital_names(tmp_path):
 
 def test_splits_are_the_last_eighth_and_four_to_one():
     names = [f"{index:03d}" for index in range(400)]
-    splits = layouts.split_names(names[::-1], seed=0)
+    splits = split_names(names[::-1], seed=0)
     assert splits["test"] == names[350:]
     assert (len(splits["train"]), len(splits["val"])) == (280, 70)
     assert sorted(splits["train"] + splits["val"]) == names[:350]
-    assert layouts.split_names(names, 0) == splits != layouts.split_names(names, 1)
-    assert layouts.split_names(names, 1)["test"] == splits["test"]
+    assert split_names(names, 0) == splits != split_names(names, 1)
+    assert split_names(names, 1)["test"] == splits["test"]
 
 
 def test_pairs_by_exact_stem(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import run_script, write_pairs
 
+from segmentation.checkpoint import read_checkpoint, save_checkpoint
+
 Trained = Callable[[str], Path]
 
 
@@ -54,7 +56,7 @@ def test_a_copy_without_some_of_the_images_to_score_is_refused(
     ):
         assert run_script(script, *arguments, "--data", copy) == 2
         said = capsys.readouterr().err
-        assert f"{lost}: in the val split of the checkpoint" in said and "--split all" in said
+        assert f"{lost}: in the stored val split" in said and "--split all" in said
 
 
 def test_another_set_is_scored_whole_whatever_its_layout(
@@ -109,19 +111,20 @@ def test_a_test_split_that_came_later_is_scored(
     assert len(names) == 24 and names[0] == "test/images/00.png"
 
 
-def test_numbered_classes_fit_names_and_other_names_do_not(
-    checkpoint: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_numbers_fit_named_classes_and_other_names_do_not(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    new = tmp_path / "named"
-    write_pairs_into(new)
-    (new / "classes.csv").write_text("0,ground,1,1,1\n1,disc,2,2,2\n2,box,3,3,3\n")
-    assert run_script("evaluate", checkpoint, "--data", new) == 2
-    said = capsys.readouterr().err
-    assert "ground, disc, box" in said and "0, 1, 2" in said
-
-
-def write_pairs_into(folder: Path) -> None:
-    folder.mkdir()
-    write_pairs(folder)
-    for file in folder.rglob("*.png"):
+    new = tmp_path / "other"
+    new.mkdir()
+    write_pairs(new)
+    for file in new.rglob("*.png"):
         file.rename(file.with_name(f"other{file.name}"))
+    checkpoint = read_checkpoint(trained("unet") / "best.pt")
+    for names, code in ((["ground", "disc", "box"], 0), (["ground", "disc"], 2)):
+        save_checkpoint(tmp_path / "named.pt", checkpoint | {"classes": names})
+        assert run_script("evaluate", tmp_path / "named.pt", "--data", new) == code
+    (new / "classes.csv").write_text("0,ground,1,1,1\n1,box,2,2,2\n2,disc,3,3,3\n")
+    save_checkpoint(tmp_path / "named.pt", checkpoint | {"classes": ["ground", "disc", "box"]})
+    assert run_script("evaluate", tmp_path / "named.pt", "--data", new) == 2
+    said = capsys.readouterr().err
+    assert "ground, box, disc" in said and "ground, disc, box" in said

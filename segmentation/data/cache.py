@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -92,13 +91,14 @@ def _publish(temporary: Path, entry: Path) -> None:
             raise
 
 
-def tidy() -> str:
+def tidy(began: float) -> str:
     """Remove what was unused for DAYS, then what was unused longest while the cache is too large.
 
-    What this minute has used stays. A sentence on what is left, if that is worth one, else "".
+    began: seconds of time.time(); what was used since then stays. Gives a sentence on what is left,
+    if that is worth one, else "".
     """
     folder = entry_of().parent
-    now = time.time()
+    in_use = began - 60  # clocks of file servers differ
     entries = []
     for entry in folder.iterdir() if folder.is_dir() else []:
         with contextlib.suppress(OSError):  # another process may remove it too
@@ -109,12 +109,12 @@ def tidy() -> str:
     total = sum(size for _, size, _ in entries)
     free = shutil.disk_usage(folder).free if entries else 0
     for used, size, entry in sorted(entries):
-        too_old = used < now - 86400 * DAYS
+        too_old = used < began - 86400 * DAYS
         too_much = total > SHARE * (free + total) and not entry.name.startswith("new-")
-        if used < now - 60 and (too_old or too_much):
+        if used < in_use and (too_old or too_much):
             shutil.rmtree(entry, ignore_errors=True)
             total -= size
             free += size
     if total < WORTH_SAYING:
         return ""
-    return f"cache: {folder} holds {total / 2**30:.1f} GiB; it may be deleted between runs"
+    return f"cache: {folder} holds {total / 2**30:.1f} GiB; deleting it is safe"

@@ -26,16 +26,16 @@ from . import scenes
 from .cache import entry_of, load_array, tidy
 from .classes import drone_classes, numbered_classes
 from .labels import IGNORED, check_agreement, check_labels, label_table
-from .layouts import SPLITS, Layout, Splits, fill_splits, find_layout, split_names
+from .layouts import Layout, Splits, find_layout
 from .pairs import Pair, Size, clashing_palettes, read_pair, render_pair
 from .problems import listing
+from .splits import check_present, choose_scored, new_splits
 
 THREADS = min(4, os.cpu_count() or 1)  # more would cost memory on 24-megapixel images
 SCENE_SIZE = (256, 256)
 
 Read = Callable[[str], Pair | list[str]]  # the pair of a name, or all that is wrong with it
 Choice = Callable[[Layout], Splits]
-NOTHING_STORED: Splits = {split: [] for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,22 @@ class SegmentationDataset:
 
     def ignored_share(self, split: str) -> float:
         """The share of the pixels of a split's masks that no class has."""
-        counts = _count_labels(self.pairs[name] for name in self.splits[split])
+        counts = self._label_counts[split]
         return counts[IGNORED] / max(1, counts.sum())
+
+    @cached_property
+    def _label_counts(self) -> dict[str, ndarray]:
+        """Split -> pixels of each label 0..255 in its masks."""
+        return {
+            split: _count_labels(self.pairs[name] for name in names)
+            for split, names in self.splits.items()
+        }
 
     @cached_property
     def pixel_counts(self) -> dict[str, list[int]]:
         """Split -> pixels of each class in its masks, K numbers; 255 is not counted."""
         K = len(self.classes)
-        return {
-            split: _count_labels(self.pairs[name] for name in names)[:K].tolist()
-            for split, names in self.splits.items()
-        }
+        return {split: counts[:K].tolist() for split, counts in self._label_counts.items()}
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a checkpoint.
@@ -162,12 +167,15 @@ def open_dataset(
         table = label_table(layout.classes, label_map)
         colours = layout.classes.colours if layout.classes else None
         read = partial(read_pair, Path(root), layout.pairs, layout.drawings, table, colours, size)
-    chosen = splits(layout) if callable(splits) else _choose_splits(root, layout, seed, splits)
+    chosen = splits(layout) if callable(splits) else splits or new_splits(root, layout, seed)
+    check_present(root, layout, chosen)
     problems = [] if splits else list(layout.problems)
-    pairs = _read_pairs(root, layout, chosen, read, problems, label_map, task)
-    held = tidy()
-    if held:
-        say(held)
+    pairs = _read_pairs(layout, chosen, read, problems)
+    counts = _count_labels(pairs.values())
+    nonsense = _nonsense(layout, pairs, counts, label_map, task)
+    if nonsense:
+        listed = [f"{layout.masks}/: {nonsense}", *problems]
+        raise BadInput(listing(f"{root}: labels that cannot be used", listed))
     if problems and not skip_bad:
         raise BadInput(
             listing(f"{root}: {len(problems)} problems (--skip-bad leaves these out)", problems)
@@ -177,7 +185,7 @@ def open_dataset(
         raise BadInput(
             listing(f"{root}: nothing is left in train or val without the bad pairs", problems)
         )
-    highest = np.flatnonzero(_count_labels(pairs.values())[:IGNORED]).max(initial=0)
+    highest = np.flatnonzero(counts[:IGNORED]).max(initial=0)
     classes = layout.classes or numbered_classes(highest + 1)
     return SegmentationDataset(
         layout.name,
@@ -221,20 +229,12 @@ def _version_of_scenes() -> str:
     return entry_of(*[path.read_bytes() for path in sources]).name
 
 
-def _read_pairs(
-    root: str,
-    layout: Layout,
-    splits: Splits,
-    read: Read,
-    problems: list[str],
-    label_map: dict[int, int],
-    task: str,
-) -> dict[str, Pair]:
-    """The good pairs of the splits; what is wrong with others is added to problems.
-
-    BadInput if the labels of all together make no sense.
-    """
+def _read_pairs(layout: Layout, splits: Splits, read: Read, problems: list[str]) -> dict[str, Pair]:
+    """The good pairs of the splits; what is wrong with others is added to problems."""
+    began = time.time()
     reads = _in_threads(read, splits)
+    if rank() == 0 and (held := tidy(began)):
+        say(held)
     reads |= _duplicates(splits, reads)
     pairs = {}
     for name in layout.pairs:
@@ -243,41 +243,25 @@ def _read_pairs(
             pairs[name] = result
         else:
             problems += result
-    counts = _count_labels(pairs.values())
+    return pairs
+
+
+def _nonsense(
+    layout: Layout,
+    pairs: dict[str, Pair],
+    counts: ndarray,
+    label_map: dict[int, int],
+    task: str,
+) -> str:
+    """One sentence on why the masks together make no sense; "" if they do.
+
+    counts: pixels of each label 0..255 in all of them.
+    """
     clash = "" if layout.classes and layout.classes.colours else clashing_palettes(pairs)
     nonsense = clash or check_labels(counts, task, declared=layout.classes is not None)
     if not nonsense and IGNORED not in label_map:
         nonsense = check_agreement([pair.counts for pair in pairs.values()])
-    if nonsense:
-        listed = [f"{layout.masks}/: {nonsense}", *problems]
-        raise BadInput(listing(f"{root}: labels that cannot be used", listed))
-    return pairs
-
-
-def _choose_splits(
-    root: str,
-    layout: Layout,
-    seed: int,
-    stored: Splits | None,
-) -> Splits:
-    """The stored splits, else those of the folder, else new ones."""
-    if stored is not None:
-        gone = [
-            f"{name}: in the stored {split} split"
-            for split, names in stored.items()
-            for name in names
-            if name not in layout.pairs
-        ]
-        if gone:
-            title = f"{root}: {len(gone)} images of the stored splits have no pair there"
-            raise BadInput(listing(title, gone))
-        return stored
-    if len(layout.pairs) < 2:
-        alone = "a single pair cannot be split into train and val: add images"
-        raise BadInput(
-            listing(f"{root}: {len(layout.pairs)} images with a mask", layout.problems or [alone])
-        )
-    return fill_splits(layout, seed)
+    return nonsense
 
 
 def _in_threads(read: Read, splits: Splits) -> dict[str, Any]:
@@ -371,32 +355,3 @@ def reopen_dataset(
             "give data of the same classes"
         )
     return data
-
-
-def choose_scored(
-    stored: Splits, wanted: tuple[str, ...], seed: int, elsewhere: bool, layout: Layout
-) -> Splits:
-    """Of a checkpoint's stored splits those that are wanted; see `reopen_dataset`."""
-    known = {name for names in stored.values() for name in names}
-    strange = [name for name in layout.pairs if name not in known]
-    another = elsewhere and len(strange) == len(layout.pairs)
-    if wanted == ("all",) or (another and not wanted):
-        return {"all": list(layout.pairs)}
-    splits = dict(stored)
-    if another:
-        given = any(layout.splits.values())
-        splits = layout.splits if given else split_names(strange, seed)
-    elif not stored["test"]:  # the folder may have one that was not there in training
-        splits["test"] = sorted({*layout.splits["test"]} & {*strange})
-    wanted = wanted or ("test" if splits["test"] else "val",)
-    gone = [
-        f"{name}: in the {split} split of the checkpoint"
-        for split in wanted
-        for name in splits[split]
-        if name not in layout.pairs
-    ]
-    if gone:
-        title = f"{len(gone)} images of the checkpoint have no pair in this folder"
-        way = "copy them there, or score all that is there with --split all"
-        raise BadInput(listing(f"{title}: {way}", gone))
-    return {split: splits[split] for split in wanted}

@@ -37,14 +37,14 @@ def read_image(path: Path, mask_size: tuple[int, int] | None) -> tuple[Image.Ima
     # Pillow's TIFF reader turns by itself.
     turned = image.size if image.format == "TIFF" else image.size[::-1]
     orientation = _decode(image)
-    quarter_turn = orientation in (5, 6, 7, 8) and turned[0] != turned[1]
-    if mask_size is None or (quarter_turn and mask_size == turned):
+    if orientation in range(2, 9):
+        quarter_turn = orientation >= 5 and turned[0] != turned[1]
+        if mask_size is not None and not (quarter_turn and mask_size == turned):
+            raise Unreadable(
+                f"has EXIF orientation {orientation}, and no mask of the turned size says to apply "
+                "it; turn the image itself, as its mask is, and save it without the tag"
+            )
         image = ImageOps.exif_transpose(image)
-    elif orientation in range(2, 9):
-        raise Unreadable(
-            f"has EXIF orientation {orientation}, and no mask of the turned size says to apply it; "
-            "turn the image itself, as its mask is, and save it without the tag"
-        )
     return image.convert("RGB"), hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -143,8 +143,7 @@ def find_layout(root: Path, task: str) -> Layout:
     if not any(split_of.values()):
         split_of = _by_lists(root, names, list(pairs), problems)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
-    said = f"; {kind.said}" if kind.said else ""
-    notes = [f"{image} with {mask}{said}" for image, mask in list(pairs.items())[:1]]
+    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
     others = [name for name in names if os.path.basename(name).lower() not in TABLES]
     notes += not_read(others, {*pairs, *pairs.values()})
     if any(splits.values()) and not splits["val"]:
@@ -307,34 +306,3 @@ def _nearest(root: Path, files: list[str]) -> str:
         if role in roles.values() and other not in roles.values():
             return f"{role}/ is there, {other}/ is not: is it one of these: {rest or 'none'}?"
     return "not a data set this program knows"
-
-
-def fill_splits(layout: Layout, seed: int) -> Splits:
-    """The splits of the folder; val is drawn from train where it is missing, all where none is.
-
-    BadInput where there is no train.
-    """
-    train, val, test = (layout.splits[split] for split in SPLITS)
-    if not val and not test:
-        return split_names(train or list(layout.pairs), seed)
-    if not train:
-        place = re.sub(r"\b(val|test)\w*", "train", layout.masks)
-        raise BadInput(f"{place}/: missing; a set with its own splits has train and val")
-    if not val:
-        train, val = _shuffled(train, seed)
-    return {"train": train, "val": val, "test": test}
-
-
-def split_names(names: list[str], seed: int) -> Splits:
-    """Of the sorted names the last eighth is test; the rest, shuffled, is 80 % train, 20 % val."""
-    ordered = sorted(names)
-    rest = len(ordered) - len(ordered) // 8
-    train, val = _shuffled(ordered[:rest], seed)
-    return {"train": train, "val": val, "test": ordered[rest:]}
-
-
-def _shuffled(names: list[str], seed: int) -> tuple[list[str], list[str]]:
-    """Four fifths of the names, and the rest."""
-    shuffled = np.random.default_rng(seed).permutation(names).tolist()
-    train = len(names) * 4 // 5
-    return sorted(shuffled[:train]), sorted(shuffled[train:])

@@ -103,7 +103,7 @@ def check_settings(saved: dict, args: dict, last: Path) -> None:
     now, before = (json.loads(json.dumps(settings)) for settings in (args, saved["args"]))
     for settings in (now, before):
         for name in ("init", "encoder_weights"):
-            files = settings[name] or []
+            files = settings.get(name) or []
             files = [files] if isinstance(files, str) else files
             settings[name] = [os.path.abspath(file) for file in files]
     changed = []
