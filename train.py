@@ -197,7 +197,7 @@ def main() -> None:
             spread = [samples[0, i * len(samples) // 8, 1] for i in range(8)]
             sheet = sample_sheet(spread, data.palette)
             try_write(out / "samples.png", lambda path, image: image.save(path), sheet)
-        print_summary(data, model, len(order), memory, out)
+        print_summary(data, model, source, len(order), memory, out)
     if args.dry_run:
         step = partial(training_step, parallel, counting, optimizer, amp=args.amp)
         dry_run(step, loader, len(order), device)
@@ -226,8 +226,7 @@ def start_model(
 ) -> Start:
     """A fresh run's model: of the files `init`, or random except for its encoders' weights."""
     if init:
-        held_out = {*data.splits["val"], *data.splits["test"]}
-        return start_from(init, name, data.classes, held_out, data.root, segformer)
+        return start_from(init, name, data.classes, segformer)
     return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 

@@ -12,7 +12,8 @@ scores           of val, see evaluation.scoring; None in last.pt saved within an
 history          rows of history.csv, a dict an epoch
 seconds          of training and validation, over all resumptions
 args, command    the command line: parsed, and as it was typed
-encoder_weights  source, sha256 and licence of weights trained elsewhere, or None
+encoder_weights  source, sha256 and licence of weights trained elsewhere, or None; of this project's
+                 also what trained them: `names_seen`
 environment      hardware and versions, the code's among them
 parameter_counts  total, trained, frozen
 members          UFormers of ensemble.py alone: what each member was trained with
@@ -150,6 +151,16 @@ def model_and_meta(content: Any, path: str | Path) -> tuple[nn.Module, dict]:
     model = restore_model(meta, path)
     del meta["model"]
     return model.eval(), meta
+
+
+def names_seen(source: dict | None) -> set[str]:
+    """Names, without folder and ending, of the images that trained what a run started from.
+
+    source: a checkpoint's encoder_weights. Only checkpoints of this project tell.
+    """
+    source = source or {}
+    records = filter(None, source.get("members", [source]))
+    return {name for record in records for name in record.get("seen", [])}
 
 
 def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:

@@ -1,6 +1,7 @@
 """What a run starts with and what is scored: one rule for classes, whoever trained the model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,33 @@ def test_init_from_a_checkpoint_follows_the_same_rule(
     (data / "classes.csv").write_text("0,sea,0,0,0\n1,roof,80,1,0\n2,lawn,160,2,0\n")
     train(data, tmp_path / "fourth", "--model", "unet", "--init", last)
     assert "its classifier starts anew for sea, roof, lawn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--init", "--encoder-weights"])
+def test_scored_images_that_the_starting_weights_have_seen_are_told(
+    flag: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    train(data, tmp_path / "first", "--encoder-weights", "none", "--seed", 0)
+    first = tmp_path / "first" / "last.pt"
+    train(data, tmp_path / "same", flag, first, "--seed", 0)
+    assert "named like" not in capsys.readouterr().out
+
+    # Through two starts, and where the images lie elsewhere and are drawn to other splits.
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    second = train(moved, tmp_path / "second", flag, tmp_path / "same" / "last.pt", "--seed", 1)
+    earlier = {Path(name).stem for name in torch.load(first)["data"]["splits"]["train"]}
+    scored = [*second["data"]["splits"]["val"], *second["data"]["splits"]["test"]]
+    seen = [name for name in scored if Path(name).stem in earlier]
+    assert seen
+    told = f"warning: {len(seen)} of {len(scored)} val and test images are named like images"
+    assert told in capsys.readouterr().out
+
+    out = tmp_path / "report"
+    assert run_script("evaluate", tmp_path / "second" / "last.pt", "--out", out) == 0
+    tested = second["data"]["splits"]["test"]
+    count = len([name for name in tested if name in seen])
+    assert f"{count} of {len(tested)} images, by name" in (out / "report.html").read_text()
 
 
 def test_a_uformer_takes_two_files(data: Path, tmp_path: Path):

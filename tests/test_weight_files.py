@@ -200,7 +200,12 @@ def test_the_encoder_of_a_checkpoint_or_of_the_member_that_fits(encoder, tmp_pat
         "pair": (UFormer(unet, segformer), pair, {"members": [None, record]}),
     }
     for name, (model, config, weights) in files.items():
-        about = {"config": config, "classes": [], "encoder_weights": weights}
+        about = {
+            "config": config,
+            "classes": [],
+            "data": {"splits": {"train": []}},
+            "encoder_weights": weights,
+        }
         save_checkpoint(tmp_path / f"{name}.pt", {"model": model.state_dict(), **about})
     for model, given, source in (
         (ResNet18UNet(2), unet, "unet"),

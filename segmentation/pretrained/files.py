@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import first_bytes, is_checkpoint, read_plain
+from ..checkpoint import first_bytes, is_checkpoint, names_seen, read_plain
 from ..errors import BadInput
 from ..files import write_atomically
 
@@ -60,7 +60,11 @@ class Weights:
 
     @property
     def record(self) -> dict[str, Any]:
-        """source, path, sha256 (of each shard) and licence, for a checkpoint. Reads the files."""
+        """source, path, sha256 (of each shard) and licence, for a checkpoint. Reads the files.
+
+        Of this project's own checkpoints also what they started from, and the names of all images
+        that they have seen.
+        """
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files]
         about: dict[str, Any] = {
             "source": "file",
@@ -73,7 +77,12 @@ class Weights:
         earlier = self.checkpoint.get("encoder_weights") or {}
         known = filter(None, earlier.get("members", [earlier]))
         stated = "; ".join(each.get("licence", FILE_LICENCE) for each in known)
-        return about | {"licence": stated or NO_LICENCE, "trained_from": earlier or None}
+        names = {Path(name).stem for name in self.checkpoint["data"]["splits"]["train"]}
+        return about | {
+            "licence": stated or NO_LICENCE,
+            "trained_from": earlier or None,
+            "seen": sorted(names | names_seen(earlier)),
+        }
 
 
 def open_weights(source: str | Path) -> Weights:

