@@ -12,6 +12,7 @@ The batch size is global: N ranks compute what one computes.
 """
 
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from segmentation.hardware import (
     announce,
     check_memory,
     environment,
+    has_bfloat16,
     keep_freed_memory,
     out_of_memory_is_bad_input,
     prepare,
@@ -54,6 +56,7 @@ from segmentation.training.clock import Clock, Stopped
 from segmentation.training.dry_run import dry_run
 from segmentation.training.frozen import count_parameters, freeze, train_mode
 from segmentation.training.log import print_epoch, print_summary, show_progress
+from segmentation.training.pace import fits_time, settle_recipe
 from segmentation.training.parallel import (
     ParallelModel,
     distribute_model,
@@ -83,6 +86,8 @@ def main() -> None:
 
     # 1. One process, or one of many.
     device = distributed.setup(args.device)
+    if args.amp is None:
+        args.amp = fits_time(args) and has_bfloat16(device)
     prepare(device, args.amp)
     announce(device, args.device)
     torch.manual_seed(args.seed)
@@ -111,20 +116,6 @@ def main() -> None:
     check_labelled(data)
     if saved:
         check_classes(saved, data.classes, out / "last.pt")
-    samples = TrainingSamples(
-        data,
-        "train",
-        crop=args.crop,
-        augment=recipe.augment,
-        seed=args.seed,
-        augmentation=recipe.augmentation,
-        scale_range=recipe.scales,
-    )
-    place, places = rank_slice(args.parallel)
-    order = EpochOrder(len(samples), recipe.batch_size, seed=args.seed, rank=place, world=places)
-    workers = usual_workers(device) if args.workers is None else args.workers
-    loader = make_loader(samples, order, workers, device)
-    check_batch(recipe.batch_size, *samples.size)
 
     # 4. Model: the stopped run's, or a new one.
     if saved:
@@ -144,7 +135,24 @@ def main() -> None:
     freeze(model, args.freeze_members, args.freeze_encoder)
     train_mode(model)
 
-    # 5. Loss, memory, ranks.
+    # 5. What the recipe leaves to the time limit.
+    recipe = settle_recipe(recipe, args, saved, model, config, data)
+    samples = TrainingSamples(
+        data,
+        "train",
+        crop=args.crop,
+        augment=recipe.augment,
+        seed=args.seed,
+        augmentation=recipe.augmentation,
+        scale_range=recipe.scales,
+    )
+    place, places = rank_slice(args.parallel)
+    order = EpochOrder(len(samples), recipe.batch_size, seed=args.seed, rank=place, world=places)
+    workers = usual_workers(device) if args.workers is None else args.workers
+    loader = make_loader(samples, order, workers, device)
+    check_batch(recipe.batch_size, *samples.size)
+
+    # 6. Loss, memory, ranks.
     criterion = criterion_for(recipe, data.pixel_counts["train"]).to(device)
     ranks = distributed.world_size()
     needed = step_memory(
@@ -163,7 +171,7 @@ def main() -> None:
         # Sizes are few, and torch's compiler fails on a map whose sides are unknown.
         parallel.compile(dynamic=False)
 
-    # 6. Optimizer and schedule.
+    # 7. Optimizer and schedule.
     optimizer = optimizer_for(recipe, parallel.named_parameters(), device)
     scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     progress = Progress(lr=recipe.lr, epoch_began=clock.now())
@@ -174,13 +182,14 @@ def main() -> None:
         progress = Progress(**resume["progress"], history=saved["history"])
         counting.go_on_from(resume.get("confusion"))
 
-    # 7. What every checkpoint of this run holds; checkpoint.py lists the keys.
+    # 8. What every checkpoint of this run holds; checkpoint.py lists the keys.
     about = {
         "config": config,
         "classes": data.classes,
         "palette": data.palette,
         "data": data.describe(),
         "loss": {"alpha": recipe.alpha, "beta": recipe.beta},
+        "recipe": asdict(recipe),
         "args": vars(args),
         "command": command_line(),
         "encoder_weights": source,
@@ -203,7 +212,7 @@ def main() -> None:
         dry_run(step, loader, len(order), device)
         return
 
-    # 8. Train.
+    # 9. Train.
     clock.note_interrupts()
     try:
         how = Prediction(amp=args.amp)

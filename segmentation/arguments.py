@@ -9,6 +9,7 @@ from argparse import (
     ArgumentDefaultsHelpFormatter,
     ArgumentParser,
     ArgumentTypeError,
+    BooleanOptionalAction,
     Namespace,
     RawDescriptionHelpFormatter,
 )
@@ -21,7 +22,7 @@ from .data.labels import parse_label_map
 from .errors import BadInput
 from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
-from .recipes import RECIPES, Recipe, recipe_for
+from .recipes import LONGER, RECIPES, Recipe, recipe_for
 
 SCENES_DEFAULTS = {"encoder_weights": "none", "max_minutes": 5.0}  # nothing to download
 
@@ -44,13 +45,18 @@ def parser_for(description: str, **options: Any) -> ArgumentParser:
 def recipe_rows() -> str:
     """The table of recipes as --help prints it: a column a recipe, U-Net and scenes beside it."""
     columns = {name: asdict(recipe) for name, recipe in RECIPES.items()}
+    columns["fast, longest"] = asdict(replace(RECIPES["fast"], **LONGER))
     columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
     columns["fast, trained"] = asdict(recipe_for("fast", "segformer", "", trained=True))
     columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))
     rows = {"": list(columns)}
     for field in columns["deck"]:
         rows[field] = [as_text(column[field]) for column in columns.values()]
-    lines = ["recipes (flags override the rows down to dropout; docs/recipes.md explains each):"]
+    lines = [
+        "recipes (flags override the rows down to dropout; docs/recipes.md explains each; "
+        "--max-minutes moves fast",
+        "towards its longest, by the speed of this machine, and sets augment, --amp):",
+    ]
     for field, cells in rows.items():
         lines.append(f"{field:16}" + "".join(f"{cell:>15}" for cell in cells))
     scenes = ", ".join(f"--{name} {value}" for name, value in SCENES_DEFAULTS.items())
@@ -58,7 +64,10 @@ def recipe_rows() -> str:
 
 
 def as_text(value: Any) -> str:
-    return "-".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    """A number of a recipe, or two of them: 0.4-0.8."""
+    if isinstance(value, tuple):
+        return "-".join(map(as_text, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def command_line() -> str:
@@ -75,6 +84,7 @@ def training_arguments(description: str) -> Namespace:
         parser.set_defaults(**SCENES_DEFAULTS)
     args = parser.parse_known_args()[0]
     row = asdict(row_of(args))
+    given = [name for name in row if getattr(args, name, None) is not None]
     parser.set_defaults(**{name: value for name, value in row.items() if name in args})
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
@@ -84,6 +94,7 @@ def training_arguments(description: str) -> Namespace:
     if not args.init:
         args.decoder = args.decoder or "conv"
     args.max_minutes = args.max_minutes or None
+    args.given = given
     args.out = args.out or f"runs/{args.model}"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         args.resume = True
@@ -204,7 +215,11 @@ def add_training_flags(parser: ArgumentParser) -> None:
         help="Tversky's weight of false negatives",
     )
     add("--fit-all", action="store_true", help="train on val too; the last weights are the result")
-    add("--amp", action="store_true", help="bfloat16 autocast")
+    add(
+        "--amp",
+        action=BooleanOptionalAction,
+        help="bfloat16 autocast (default: no; recipe fast with --max-minutes: where it is fast)",
+    )
     add("--compile", action="store_true", help="torch.compile")
     add("--seed", type=non_negative_int, default=0, help="of first weights, order, samples, splits")
     add(
@@ -255,7 +270,7 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
     if args.fit_all and row_of(args).decay is None:
         parser.error(
             "--fit-all leaves no val, on which --recipe deck lowers its learning rate: "
-            "choose --recipe fast or long"
+            "choose --recipe fast"
         )
     if args.alpha == args.beta == 0:
         parser.error("--alpha 0 --beta 0 counts no error: one of them must be more than 0")

@@ -47,8 +47,10 @@ def prepare(device: torch.device, amp: bool) -> None:
         check_gpu(device, amp)
         torch.set_float32_matmul_precision("high")  # TF32, which convolutions have anyway
         torch.backends.cudnn.benchmark = True  # training has few sizes; predictions turn it off
-    elif device.type == "cpu" and amp and not has_bfloat16():
-        say("this processor has no bfloat16 instructions: --amp is slower here than without")
+    elif device.type == "cpu" and amp and not has_bfloat16(device):
+        say(
+            "no bfloat16 instructions of this processor are known: --amp may be slower than without"
+        )
 
 
 def check_gpu(device: torch.device, amp: bool) -> None:
@@ -80,10 +82,12 @@ def runs_on(capability: tuple[int, int], kind: str, version: tuple[int, int]) ->
     return version <= capability and (kind == "compute" or version[0] == capability[0])
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16; True where its instructions are not known."""
-    flags = processor_says("flags") or processor_says("Features")
-    return flags is None or not BFLOAT16.isdisjoint(flags.split())
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, as far as is known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= AMP_CAPABILITY
+    flags = processor_says("flags") or processor_says("Features") or ""
+    return device.type == "cpu" and not BFLOAT16.isdisjoint(flags.split())
 
 
 def announce(device: torch.device, asked: str | None) -> None:
@@ -156,13 +160,17 @@ def local_ranks() -> int:
 
 
 def usual_workers(device: torch.device) -> int:
-    """Processes that prepare samples, by default. One is too slow for a GPU."""
-    if device.type != "cuda":
-        return 1
+    """Processes that prepare samples, by default. One is too slow for a GPU.
+
+    None on a CPU where it would take a core from a rank.
+    """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))  # those of this job
-    return max(1, min(MOST_WORKERS, cores // local_ranks()))
+    own = cores // local_ranks()
+    if device.type != "cuda":
+        return 1 if own > 1 else 0
+    return max(1, min(MOST_WORKERS, own))
 
 
 def keep_freed_memory() -> None:

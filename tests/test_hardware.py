@@ -363,7 +363,7 @@ def test_on_a_gpu_products_are_tf32_and_only_training_searches_for_kernels(monke
 
 @pytest.mark.parametrize(
     ("flags", "slow"),
-    [("fpu avx2 avx512f", True), ("fpu avx512_bf16", False), ("amx_bf16", False), (None, False)],
+    [("fpu avx2 avx512f", True), ("fpu avx512_bf16", False), ("amx_bf16", False), (None, True)],
 )
 def test_a_processor_without_bfloat16_says_what_amp_costs(monkeypatch, capsys, flags, slow):
     monkeypatch.setattr(hardware, "processor_says", lambda key: flags if key == "flags" else None)
@@ -386,13 +386,13 @@ def test_a_gpu_that_is_not_used_is_said_unless_the_cpu_was_asked_for(monkeypatch
         assert not said or lines[1].endswith("too old (found version 11040).")
 
 
-@pytest.mark.parametrize("machine", [(16, 1, 8), (16, 4, 4), (6, 4, 1), (2, 4, 1)])
-def test_workers_for_a_gpu_come_from_cores_and_ranks(monkeypatch, machine):
-    cores, ranks, workers = machine
+@pytest.mark.parametrize("machine", [(16, 1, 8, 1), (16, 4, 4, 1), (6, 4, 1, 0), (2, 4, 1, 0)])
+def test_workers_come_from_cores_and_ranks(monkeypatch, machine):
+    cores, ranks, on_gpu, on_cpu = machine
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    assert usual_workers(GPU) == workers
-    assert usual_workers(CPU) == 1
+    assert usual_workers(GPU) == on_gpu
+    assert usual_workers(CPU) == on_cpu
 
 
 def git(folder: Path, *words: str) -> str:

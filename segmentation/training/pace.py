@@ -1,0 +1,126 @@
+"""What a time limit is enough for on this machine, and the recipe that makes most of it."""
+
+import math
+import time
+from argparse import Namespace
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ..arguments import as_text
+from ..distributed import all_reduce_sum, alone, say
+from ..models import build_model
+from ..models.layers import DropPath, KeyedDropout
+from ..recipes import LONGER, PASSES, Recipe, criterion_for
+
+SIDE, IMAGES = 256, 4  # of the square images, in pixels, that a step is timed on
+WARM_UP = 2  # steps before it
+# Samples of an epoch, at least, and per image of val. Scoring one takes a third of the time of
+# training on one: 2 % of the time at half size.
+LEAST_SAMPLES = 1000
+SAMPLES_PER_SCORE = 64
+
+
+def settle_recipe(
+    recipe: Recipe,
+    args: Namespace,
+    saved: dict | None,
+    model: nn.Module,
+    config: dict,
+    data: Any,
+) -> Recipe:
+    """Collective: the stopped run's recipe, that which fits the time limit, or the recipe itself.
+
+    args: of train.py; saved: the stopped run's checkpoint. Model and config get its dropout.
+    """
+    if saved:
+        stored = saved.get("recipe", asdict(recipe))  # older checkpoints have none
+        return replace(Recipe(**stored), epochs=recipe.epochs)
+    if not fits_time(args):
+        return recipe
+    fitted = fit_recipe(recipe, args, model, data)
+    set_dropout(model, config, fitted)
+    return fitted
+
+
+def fits_time(args: Namespace) -> bool:
+    """Whether the recipe follows from the time limit and the speed of the machine."""
+    return args.recipe == "fast" and args.max_minutes is not None
+
+
+def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> Recipe:
+    """Collective: the recipe for this model, these images and this time limit; says what it is.
+
+    args: of train.py; numbers that its flags set stay. data: a SegmentationDataset.
+    """
+    names = data.splits["train"]
+    height, width = args.crop or data.image(names[0]).shape[:2]
+    criterion = criterion_for(recipe, data.pixel_counts["train"])
+    own_speed = pixels_a_second(model, criterion, args.amp) / (height * width)
+    speed = all_reduce_sum(torch.tensor(own_speed)).item()  # of all ranks, images a second
+    passes = 60 * args.max_minutes * speed / len(names)
+
+    samples = max(LEAST_SAMPLES, SAMPLES_PER_SCORE * len(data.splits["val"]))
+    fitted = replace(for_time(recipe, passes), augment=max(0, samples - len(names)))
+    own = asdict(recipe)
+    fitted = replace(fitted, **{name: own[name] for name in args.given})
+    chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in (*LONGER, "augment")]
+    say(
+        f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over the images: "
+        f"{', '.join(chosen)}"
+    )
+    return fitted
+
+
+def for_time(recipe: Recipe, passes: float) -> Recipe:
+    """What the time allows: the row as it is, that with LONGER, or numbers between the two.
+
+    passes: how often the time would be enough to train on each image at its full size.
+    """
+    low, high = PASSES
+    share = min(1.0, math.log(max(passes, low) / low) / math.log(high / low))
+
+    def between(short: Any, longer: Any) -> Any:
+        if isinstance(short, tuple):
+            return tuple(map(between, short, longer))
+        return (1 - share) * short + share * longer
+
+    changes = {name: between(getattr(recipe, name), value) for name, value in LONGER.items()}
+    return replace(recipe, **changes)
+
+
+def pixels_a_second(model: nn.Module, criterion: nn.Module, amp: bool) -> float:
+    """How many this rank trains on, but for the optimizer's part; the model stays as it is."""
+    weights = dict(model.named_parameters())
+    device = next(iter(weights.values())).device
+    trained = [weight for weight in weights.values() if weight.requires_grad]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    image = torch.rand(IMAGES, 3, SIDE, SIDE, device=device)
+    mask = torch.zeros(IMAGES, SIDE, SIDE, dtype=torch.int64, device=device)
+    criterion.to(device)
+    for _ in range(1 + WARM_UP):
+        began = time.monotonic()
+        with alone(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = functional_call(model, buffers, image)
+        with alone():
+            loss = criterion(logits, mask)
+        gradients = torch.autograd.grad(loss, trained)
+        gradients[0].sum().item()  # waits for the device
+    return IMAGES * SIDE**2 / (time.monotonic() - began)
+
+
+def set_dropout(model: nn.Module, config: dict, recipe: Recipe) -> None:
+    """Give SegFormers, and what builds them, the recipe's drop path and dropout."""
+    for each in config.get("members", [config]):
+        if each["model"] == "segformer":
+            each |= {"drop_path": recipe.drop_path, "dropout": recipe.dropout}
+    with torch.device("meta"):
+        wanted = build_model(config)
+    kinds = (DropPath, KeyedDropout)
+    chances = [layer.p for layer in wanted.modules() if isinstance(layer, kinds)]
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
+    for layer, chance in zip(layers, chances, strict=True):
+        layer.p = chance

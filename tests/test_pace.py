@@ -1,0 +1,113 @@
+"""What --recipe fast makes of a time limit: measured, said, stored, and less than any flag."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_script
+
+from segmentation.arguments import recipe_of, training_arguments
+from segmentation.checkpoint import load_checkpoint
+from segmentation.losses import TverskyCrossEntropy
+from segmentation.models import build_model
+from segmentation.recipes import LONGER, PASSES, RECIPES, recipe_for
+from segmentation.training import pace
+
+FAST = RECIPES["fast"]
+FLAGS = (
+    "--recipe fast --device cpu --workers 0 --encoder-weights none --image-size 32 32 "
+    "--batch-size 4 --epochs 1 --augment 0 --max-minutes 60"
+).split()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The machine is as fast as the one number in this list says: passes in an hour."""
+    wanted = [PASSES[1]]
+
+    def speed(*_: object) -> float:
+        images = 16  # of tiny_folder's train
+        return wanted[0] * images / 3600 * 32 * 32
+
+    monkeypatch.setattr(pace, "pixels_a_second", speed)
+    return wanted
+
+
+def test_a_row_stays_for_minutes_and_takes_all_of_longer_for_an_evening():
+    assert pace.for_time(FAST, 0.1) == pace.for_time(FAST, PASSES[0]) == FAST
+    longest = replace(FAST, **LONGER)
+    assert pace.for_time(FAST, PASSES[1]) == pace.for_time(FAST, 1e9) == longest
+    half = pace.for_time(FAST, (PASSES[0] * PASSES[1]) ** 0.5)  # half way on a logarithmic scale
+    assert half.drop_path == pytest.approx(0.05) and half.alpha == pytest.approx(0.4)
+    assert half.coarse == pytest.approx((0.2, 0.55))
+    started = pace.for_time(recipe_for("fast", "segformer", "DIR", trained=True), 1e9)
+    assert started.coarse == (0.0, 0.3) and started.encoder_lr == 0.1
+
+
+def test_what_was_measured_is_said_stored_and_kept_by_resume(
+    tmp_path: Path, tiny_folder: Path, passes: list[float], capsys: pytest.CaptureFixture
+):
+    arguments = ["train", "--data", tiny_folder, *FLAGS, "--out", tmp_path / "run"]
+    assert run_script(*arguments, "--alpha", 0.4) == 0
+    said = capsys.readouterr().out
+    assert "80 passes over the images: alpha 0.4, beta 0.5, drop_path 0.1, dropout 0.1" in said
+    model, meta = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert meta["recipe"]["scales"] == (0.76, 1.6) and meta["recipe"]["augment"] == 0
+    assert meta["loss"] == {"alpha": 0.4, "beta": 0.5}
+    assert meta["config"]["drop_path"] == model.decoder.dropout.p == 0.1
+    assert model.encoder.stages[-1].blocks[-1].drop_path.p == pytest.approx(0.1)
+
+    passes[0] = 1.0
+    assert run_script(*arguments, "--alpha", 0.4, "--resume", "--epochs", 2) == 0
+    assert "passes over the images" not in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run" / "last.pt")[1]["recipe"] == meta["recipe"] | {
+        "epochs": 2
+    }
+
+
+def test_an_epoch_is_as_long_as_its_validation_is_cheap(
+    tmp_path: Path, tiny_folder: Path, passes: list[float], capsys: pytest.CaptureFixture
+):
+    flags = ["--recipe", "fast", "--encoder-weights", "none", "--crop", 32, 32, "--workers", 0]
+    flags += ["--max-minutes", 0.01, "--device", "cpu", "--batch-size", 4, "--dry-run"]
+    assert run_script("train", "--data", tiny_folder, *flags, "--out", tmp_path / "run") == 0
+    extra = pace.LEAST_SAMPLES - 16
+    assert f"augment {extra}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "has", "amp"),
+    [("", True, True), ("", False, False), ("--no-amp", True, False), ("--amp", False, True)],
+)
+def test_bfloat16_is_used_where_it_is_fast(
+    flags: str,
+    has: bool,
+    amp: bool,
+    tmp_path: Path,
+    tiny_folder: Path,
+    passes: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("train.has_bfloat16", lambda device: has)
+    arguments = ["--data", tiny_folder, *FLAGS, *flags.split(), "--out", tmp_path / "run"]
+    assert run_script("train", *arguments) == 0
+    assert load_checkpoint(tmp_path / "run" / "last.pt")[1]["args"]["amp"] is amp
+
+
+@pytest.mark.parametrize("flags", ["--recipe deck --max-minutes 5", "--recipe fast --epochs 3"])
+def test_without_a_time_limit_for_fast_the_row_is_used(flags: str, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "DIR", *flags.split()])
+    args = training_arguments("")
+    recipe = recipe_of(args)
+    assert pace.settle_recipe(recipe, args, None, torch.nn.Identity(), {}, None) is recipe
+
+
+def test_measuring_changes_nothing():
+    config = {"model": "unet", "num_classes": 3}
+    model = build_model(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert pace.pixels_a_second(model, TverskyCrossEntropy(), amp=False) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
