@@ -126,7 +126,7 @@ def score_image(
     sums = torch.zeros(3, K, dtype=torch.float64)
     for top, probability in predict_strips(model, image, how, mask.shape[:2]):
         target = target_of(mask, top, probability)
-        matrix += confusion_matrix(probability.argmax(0), target, K).cpu()
+        matrix += confusion_matrix(probability.max(0).indices, target, K).cpu()
         valid = (target != IGNORED)[None, None]
         label = torch.where(valid, target, 0)
         sums += tversky_sums(probability[None] * valid, label, valid).cpu().double()

@@ -180,13 +180,15 @@ def matrices_of_averages(
     every average of them: only the other pixels are averaged.
     """
     K = probability.shape[1]
-    choices = probability.argmax(1)  # M x P
+    choices = probability.max(1).indices  # M x P
     first = choices[0]
     disputed = (choices != first).any(0)
     agreed = confusion_matrix(first[~disputed], label[~disputed], K)
     probability, label = probability[:, :, disputed], label[disputed]
     averages = (torch.tensordot(weights, probability, 1) for weights in candidates)  # K x P each
-    return agreed + torch.stack([confusion_matrix(each.argmax(0), label, K) for each in averages])
+    return agreed + torch.stack(
+        [confusion_matrix(each.max(0).indices, label, K) for each in averages]
+    )
 
 
 def matrices_of_class_changes(
