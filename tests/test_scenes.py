@@ -78,6 +78,8 @@ def test_another_size_samples_the_same_scene(size: tuple[int, int]):
     assert differs.mean() < 0.03
     means = fine_image.reshape(size[0], 3, size[1], 3, 3).mean(axis=(1, 3))
     assert np.abs(means - coarse_image).mean() < 12
+    grass = (coarse == 3) & ~differs
+    assert np.corrcoef(means[grass][:, 1], coarse_image[grass][:, 1])[0, 1] > 0.9  # its texture
 
 
 def test_every_group_has_its_share(scenes: list[tuple[np.ndarray, np.ndarray]]):

@@ -91,7 +91,7 @@ FINER = 3  # canvas pixels along one of the image; odd, so that one of them lies
 
 
 class Layer(NamedTuple):
-    """A line of THINGS_TABLE."""
+    """A line of THINGS_TABLE. Its numbers are all read as floats."""
 
     colours: list[str]
     id: float
@@ -130,6 +130,7 @@ def render(
 
 
 def _words(table: str) -> list[list[str]]:
+    """The words of each line but the first."""
     lines = table.strip().splitlines()
     return [line.split() for line in lines[1:]]
 
