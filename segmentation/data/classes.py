@@ -26,7 +26,7 @@ def _table(text: str, ignored: Iterable[int] = ()) -> ClassTable:
 
 
 # The ids of the TU Graz data set that each class groups. The original drone masks and the built-in
-# scenes store these ids, 0..23; scenes/ids.py names those that scenes use.
+# scenes store these ids, 0..23.
 FIVE_GROUPS = _table("""
 0+6+10+11+12+13+14+21+22+23,obstacles,155,38,182
 5+7,water,14,135,204

@@ -16,11 +16,6 @@ MOST_UNNAMED = 64  # labels that masks may hold without a table of classes
 Colour = list[int]  # red, green, blue, 0..255 each
 
 
-def red_green_blue(code: int) -> Colour:
-    """The three parts of 0xRRGGBB."""
-    return list(code.to_bytes(3, "big"))
-
-
 @dataclass(frozen=True)
 class ClassTable:
     """The classes of a data set, and what the stored values of its masks mean."""
