@@ -465,12 +465,12 @@ def test_an_unknown_folder_gets_the_nearest_match(tmp_path):
         open_dataset(str(root))
 
 
-def test_names_without_anything_in_common_are_one_line(tmp_path):
+def test_names_without_anything_in_common_are_two_lines(tmp_path):
     root = tmp_path / "data"
     write(root, "images/{}.png", "masks/x.png", numbers())
     with pytest.raises(BadInput, match="no image has a mask of its name") as caught:
         open_dataset(str(root))
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_folders_of_one_kind_each(tmp_path):

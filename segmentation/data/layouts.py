@@ -38,6 +38,7 @@ from .names import (
     read_name,
     stem_of,
 )
+from .problems import listing
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -79,7 +80,7 @@ KINDS = [
     Kind("pascal voc", "/jpegimages/.*/segmentationclass"),
     Kind("generic"),
 ]
-LABEL_ENDINGS = ("_labelids", "_labeltrainids")  # of Cityscapes; the last one there is taken
+LABEL_ENDINGS = ("_labeltrainids", "_labelids")  # of Cityscapes; the first one there is taken
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,16 @@ def find_layout(root: Path, task: str) -> Layout:
         masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
     problems: list[str] = []
     drawings: dict[str, Drawing] = {}
-    pairs = _pair(names, images, masks, problems)
+    pairs = _pair(names, images, masks, problems) if images and masks else {}
     if pairs:
         kind, pairs = _recognise(root, names, pairs, task)
     elif images and masks:
-        raise BadInput(
-            f"{root}: no image has a mask of its name, nor has {images[0].name} the mask "
-            f"{masks[0].name}; before and after it all masks may have the same letters"
+        example = (
+            f"the first are {images[0].name} and {masks[0].name}; "
+            "before and after an image's name all masks may have the same letters"
         )
+        none = f"{root}: no image has a mask of its name, or has more than one"
+        raise BadInput(listing(none, problems or [example]))
     else:
         name, classes, drawings = read_drawings(root, names, images, problems)
         table = ClassTable(classes, numbered_classes(len(classes)).palette)
@@ -137,15 +140,16 @@ def find_layout(root: Path, task: str) -> Layout:
             "leave out --task binary"
         )
 
+    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
     split_of = {image: read_name(image).split for image in pairs}
     if kind.name == "coco":  # instances_val.json, of images in one folder
         split_of |= {image: read_name(f"{pairs[image][:-5]}/").split for image in pairs}
     if not any(split_of.values()):
-        split_of = _by_lists(root, names, list(pairs), problems)
+        split_of = _by_lists(root, names, list(pairs), problems, notes)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
-    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
     others = [name for name in names if os.path.basename(name).lower() not in TABLES]
-    notes += not_read(others, {*pairs, *pairs.values()})
+    used = {image: mask for image, mask in pairs.items() if split_of[image]} or pairs
+    notes += not_read(others, {*used, *used.values()})
     if any(splits.values()) and not splits["val"]:
         notes.append("the folder gives no val: it is drawn from train")
     at = os.path.dirname(min(pairs.values(), default=""))
@@ -160,12 +164,9 @@ def _pair(
 ) -> Pairs:
     """Image -> mask. Adds a problem for each without a partner where others beside have one."""
     named = [file for file in images if file.role]
-    for chosen in (named, images):  # beside trainannot/, images lie in train/
+    for chosen in filter(None, (named, images)):  # beside trainannot/, images lie in train/
         way = find_way(chosen, masks)
-        shortest = min((file.rest for file in masks), key=len, default="")
-        plain = [file for file in masks if way.folders or file.rest == shortest]
-        # Without folders, of semantic/ and semantic_rgb/ the first.
-        of_images, of_masks = way.group(chosen), way.group(plain)
+        of_images, of_masks = way.group(chosen), way.group(masks)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
@@ -183,8 +184,9 @@ def _pair(
         for key, (first, *more) in found.items():
             if first.folder not in beside:
                 continue
-            same = os.path.basename(first.name)
-            problems += [f"{file.name}: same name as {same}; keep one of them" for file in more]
+            problems += [
+                f"{file.name}: same name as {first.name}; keep one of them" for file in more
+            ]
             if key not in others:
                 stem = f"{way.before}{key[2]}{way.after}" if what == "mask" else key[2]
                 other = unread.get(key[2])
@@ -266,31 +268,45 @@ def _by_lists(
     names: list[str],
     images: list[str],
     problems: list[str],
+    notes: list[str],
 ) -> dict[str, str]:
     """Image -> split, by ImageSets/Segmentation/*.txt, or else by val.txt and its like.
 
-    An image in no list is in no split, and may lack a mask; without a list of train it is of train.
+    A line is an image, or has one before its first space or comma. Where images of two folders have
+    one name, the folder counts too. An image in no list is in no split, and may lack a mask;
+    without a list of train it is of train.
     """
     texts = [Path(name) for name in names if name.endswith(".txt")]
     in_sets = [text for text in texts if text.parent.name == "Segmentation"]
+    texts = in_sets or [text for text in texts if MEANINGS.get(text.stem.lower()) in SPLITS]
+    depth = 1 if len({*map(stem_of, images)}) == len(images) else 2
+    end_of = {image: _end_of(image, depth) for image in images}
+    ends = {*end_of.values()}
     lists: dict[str, set[str]] = defaultdict(set)
-    for text in in_sets or texts:
+    for text in texts:
         split = MEANINGS.get(text.stem.lower(), "")
-        if in_sets or split in SPLITS:
-            lines = (root / text).read_text("utf-8", "replace").splitlines()
-            lists[split] |= {stem_of(line.strip(' "')) for line in lines}
+        for line in (root / text).read_text("utf-8", "replace").splitlines():
+            line = line.strip(' "')
+            whole, first = (_end_of(part, depth) for part in (line, re.split("[ ,\t]", line)[0]))
+            if line:
+                lists[split].add(first if first in ends and whole not in ends else whole)
     listed = set().union(*lists.values())
-    stems = set(map(stem_of, images))
-    if not listed & stems:
+    if not listed & ends:
+        notes += [f"{text} names none of the images, and is not read" for text in texts]
         return dict.fromkeys(images, "")
     if in_sets or lists["train"]:
-        problems[:] = [each for each in problems if stem_of(each.split(":")[0]) in listed]
-    problems += [f"{stem}: listed, but no image with a mask" for stem in sorted(listed - stems)]
+        problems[:] = [each for each in problems if _end_of(each.split(":")[0], depth) in listed]
+    problems += [f"{end}: listed, but no image with a mask" for end in sorted(listed - ends)]
     rest = "" if in_sets or lists["train"] else "train"
     return {
-        image: next((s for s in reversed(SPLITS) if stem_of(image) in lists[s]), rest)
-        for image in images
+        image: next((split for split in reversed(SPLITS) if end in lists[split]), rest)
+        for image, end in end_of.items()
     }
+
+
+def _end_of(name: str, depth: int) -> str:
+    """The last parts of a path, without the file's ending."""
+    return "/".join([*Path(name).parts[-depth:-1], stem_of(name)])
 
 
 def _nearest(root: Path, files: list[str]) -> str:
