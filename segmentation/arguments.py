@@ -241,10 +241,8 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
     checkpoints = len(args.init or [])
     if args.freeze_members and not is_uformer:
         parser.error("--freeze-members is for --model uformer")
-    if checkpoints > 1 and not is_uformer:
-        parser.error("--init takes one checkpoint, but for --model uformer")
-    if checkpoints == 1 and is_uformer:
-        parser.error("--init takes two checkpoints or more for --model uformer, one a member")
+    if checkpoints and (checkpoints > 1) != is_uformer:
+        parser.error("--init takes one checkpoint, and for --model uformer two or more")
     sources = args.encoder_weights
     one_for_all = isinstance(sources, str) or sources in (["imagenet"], ["none"])
     if not one_for_all and len(sources) != 1 + is_uformer:
@@ -252,6 +250,12 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
             "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
             "files, the U-Net's and the SegFormer's"
         )
+    if checkpoints and {*sources} != {"none"} and not isinstance(sources, str):
+        parser.error("--init brings its encoders: leave --encoder-weights out")
+    if args.freeze_encoder and args.encoder_lr != parser.get_default("encoder_lr"):
+        parser.error("--freeze-encoder leaves --encoder-lr nothing to train: drop one of them")
+    if args.model == "unet" and (args.variant != "b0" or args.decoder):
+        parser.error("--variant and --decoder are SegFormer's: leave them out for a U-Net")
     if args.fit_all and row_of(args).decay is None:
         parser.error(
             "--fit-all leaves no val, on which --recipe deck lowers its learning rate: "
@@ -295,15 +299,15 @@ def evaluation_arguments(description: str) -> Namespace:
         help="write the model for other programs, alone: .pt2, .onnx, or a folder for transformers",
     )
     args = parser.parse_args()
-    if args.export and (len(args.checkpoints) > 1 or args.images or args.out or args.json):
-        parser.error("--export takes one checkpoint, and neither --images, --out nor --json")
-    if args.images:
-        if not args.out:
-            parser.error("--images needs --out, the folder for the predictions")
-        if len(args.checkpoints) > 1:
-            parser.error("--images takes one checkpoint")
-        if args.json:
-            parser.error("--json is for scores, which --images does not give")
+    one = len(args.checkpoints) == 1
+    scores = args.json or args.split or args.data
+    if args.export and not (one and not args.images and not args.out and not scores):
+        parser.error("--export takes one checkpoint, and no flag of images, scores or reports")
+    if args.images and not (one and args.out and not scores):
+        parser.error(
+            "--images needs --out, the folder for the predictions, and takes one checkpoint, "
+            "and neither --json, --split nor --data, which are for scores"
+        )
     return args
 
 

@@ -107,7 +107,9 @@ def find_layout(root: Path, task: str) -> Layout:
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
     names = list_names(root)
-    files = list(filter(is_image, names))
+    # What evaluate.py predicted is no mask of the images it may lie beside.
+    predicted = {name.replace("confidence/", "labels/") for name in names if "confidence/" in name}
+    files = [name for name in names if is_image(name) and name not in predicted]
     around = os.path.commonpath(map(os.path.dirname, files)) if files else ""
     images = [read_name(name, len(Path(around).parts)) for name in files]
     masks = [file for file in images if file.role == "masks"]
@@ -125,8 +127,8 @@ def find_layout(root: Path, task: str) -> Layout:
             f"the first are {images[0].name} and {masks[0].name}; "
             "before and after an image's name all masks may have the same letters"
         )
-        none = f"{root}: no image has a mask of its name, or has more than one"
-        raise BadInput(listing(none, problems or [example]))
+        title = f"{root}: no image has a mask of its name, or all have several"
+        raise BadInput(listing(title, problems or [example]))
     else:
         name, classes, drawings = read_drawings(root, names, images, problems)
         table = ClassTable(classes, numbered_classes(len(classes)).palette)
@@ -272,41 +274,38 @@ def _by_lists(
 ) -> dict[str, str]:
     """Image -> split, by ImageSets/Segmentation/*.txt, or else by val.txt and its like.
 
-    A line is an image, or has one before its first space or comma. Where images of two folders have
-    one name, the folder counts too. An image in no list is in no split, and may lack a mask;
-    without a list of train it is of train.
+    A line is an image, or has one before its first space or comma. An image in no list is in no
+    split, and may lack a mask; without a list of train it is of train.
     """
     texts = [Path(name) for name in names if name.endswith(".txt")]
     in_sets = [text for text in texts if text.parent.name == "Segmentation"]
     texts = in_sets or [text for text in texts if MEANINGS.get(text.stem.lower()) in SPLITS]
+    # Where images of two folders have one name, the folder counts too.
     depth = 1 if len({*map(stem_of, images)}) == len(images) else 2
-    end_of = {image: _end_of(image, depth) for image in images}
-    ends = {*end_of.values()}
+
+    def end_of(name: str) -> str:
+        return "/".join([*Path(name).parts[-depth:-1], stem_of(name)])
+
+    ends = {*map(end_of, images)}
     lists: dict[str, set[str]] = defaultdict(set)
     for text in texts:
-        split = MEANINGS.get(text.stem.lower(), "")
-        for line in (root / text).read_text("utf-8", "replace").splitlines():
-            line = line.strip(' "')
-            whole, first = (_end_of(part, depth) for part in (line, re.split("[ ,\t]", line)[0]))
-            if line:
-                lists[split].add(first if first in ends and whole not in ends else whole)
+        lines = (root / text).read_text("utf-8", "replace").splitlines()
+        for line in filter(None, (line.strip(' "') for line in lines)):
+            first = end_of(re.split("[ ,\t]", line)[0])
+            end = end_of(line) if first not in ends or end_of(line) in ends else first
+            lists[MEANINGS.get(text.stem.lower(), "")].add(end)
     listed = set().union(*lists.values())
     if not listed & ends:
         notes += [f"{text} names none of the images, and is not read" for text in texts]
         return dict.fromkeys(images, "")
     if in_sets or lists["train"]:
-        problems[:] = [each for each in problems if _end_of(each.split(":")[0], depth) in listed]
+        problems[:] = [each for each in problems if end_of(each.split(":")[0]) in listed]
     problems += [f"{end}: listed, but no image with a mask" for end in sorted(listed - ends)]
     rest = "" if in_sets or lists["train"] else "train"
     return {
-        image: next((split for split in reversed(SPLITS) if end in lists[split]), rest)
-        for image, end in end_of.items()
+        image: next((split for split in reversed(SPLITS) if end_of(image) in lists[split]), rest)
+        for image in images
     }
-
-
-def _end_of(name: str, depth: int) -> str:
-    """The last parts of a path, without the file's ending."""
-    return "/".join([*Path(name).parts[-depth:-1], stem_of(name)])
 
 
 def _nearest(root: Path, files: list[str]) -> str:
