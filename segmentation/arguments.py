@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from .data.labels import parse_label_map
-from .errors import BadInput
 from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
 from .recipes import RECIPES, Recipe, recipe_for
@@ -154,7 +153,12 @@ def add_training_flags(parser: ArgumentParser) -> None:
         default="multiclass",
         help="binary: two classes, of drone sets obstacles and landable",
     )
-    add("--label-map", type=label_map, metavar="A=B,...", help="stored values to labels: 255=1")
+    add(
+        "--label-map",
+        type=parse_label_map,
+        metavar="A=B,...",
+        help="stored values to labels: 255=1",
+    )
     add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
     sides: dict[str, Any] = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
     add("--image-size", **sides, help="resize images to this; masks keep their size")
@@ -250,7 +254,7 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
             "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
             "files, the U-Net's and the SegFormer's"
         )
-    if checkpoints and {*sources} != {"none"} and not isinstance(sources, str):
+    if checkpoints and sources not in ("imagenet", "none", ["none"]):  # texts are the defaults
         parser.error("--init brings its encoders: leave --encoder-weights out")
     if args.freeze_encoder and args.encoder_lr != parser.get_default("encoder_lr"):
         parser.error("--freeze-encoder leaves --encoder-lr nothing to train: drop one of them")
@@ -299,15 +303,16 @@ def evaluation_arguments(description: str) -> Namespace:
         help="write the model for other programs, alone: .pt2, .onnx, or a folder for transformers",
     )
     args = parser.parse_args()
-    one = len(args.checkpoints) == 1
-    scores = args.json or args.split or args.data
-    if args.export and not (one and not args.images and not args.out and not scores):
-        parser.error("--export takes one checkpoint, and no flag of images, scores or reports")
-    if args.images and not (one and args.out and not scores):
+    scoring = len(args.checkpoints) > 1 or args.json or args.split or args.data
+    if scoring and (args.images or args.export):
         parser.error(
-            "--images needs --out, the folder for the predictions, and takes one checkpoint, "
-            "and neither --json, --split nor --data, which are for scores"
+            "--images and --export take one checkpoint, and neither --json, --split nor --data, "
+            "which are for scores"
         )
+    if args.export and (args.images or args.out):
+        parser.error("--export goes with neither --images nor --out")
+    if args.images and not args.out:
+        parser.error("--images needs --out, the folder for the predictions")
     return args
 
 
@@ -395,10 +400,3 @@ def fraction(text: str) -> float:
     if not 0 <= (value := float(text)) < 1:
         raise ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
-
-
-def label_map(text: str) -> dict[int, int]:
-    try:
-        return parse_label_map(text)
-    except BadInput as error:
-        raise ArgumentTypeError(str(error)) from error

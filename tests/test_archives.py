@@ -573,7 +573,7 @@ def test_an_unknown_folder_gets_the_nearest_match(tmp_path):
     write(root, "images/{}.png", "painted/{}.png", numbers())
     (root / "broken.json").write_text("{")
     (root / "list.json").write_text("[]")
-    with pytest.raises(BadInput, match=r"images/ is there, masks/ is not: .* painted/\?"):
+    with pytest.raises(BadInput, match=r"masks/ is not there; .* rename it: painted/\."):
         open_dataset(str(root))
 
 

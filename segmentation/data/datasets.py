@@ -164,7 +164,12 @@ def open_dataset(
         read = partial(render_pair, _version_of_scenes(), seed, size, table)
     else:
         root = os.path.abspath(data)
-        layout = _layout_of(root, task)
+        try:
+            layout = find_layout(Path(root), task)
+        except OSError as error:
+            raise BadInput(
+                f"{error.filename}: cannot be read ({error.strerror}); mend its permissions"
+            ) from None
         table = label_table(layout.classes, label_map)
         colours = layout.classes.colours if layout.classes else None
         read = partial(read_pair, Path(root), layout.pairs, layout.drawings, table, colours, size)
@@ -206,15 +211,6 @@ def open_dataset(
         layout.problems if "all" in chosen else problems,
         layout.notes,
     )
-
-
-def _layout_of(root: str, task: str) -> Layout:
-    try:
-        return find_layout(Path(root), task)
-    except OSError as error:
-        raise BadInput(
-            f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions"
-        ) from None
 
 
 def _scenes_layout(task: str) -> Layout:

@@ -50,7 +50,7 @@ and images_semantic/*.png beside it
   Cityscapes: leftImg8bit/ and gtFine/ with labelTrainIds or labelIds; ADE20K; Pascal VOC
   generic: images/ and masks/, by these or other usual names, alone, in or around train/, val/ and
     test/; or a.jpg and a_mask.png in one folder; and classes.csv: index,name,r,g,b
-  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons"""
+  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons, as which most tools export"""
 
 
 Splits = dict[str, list[str]]  # split -> names
@@ -119,16 +119,16 @@ def find_layout(root: Path, task: str) -> Layout:
         masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
     problems: list[str] = []
     drawings: dict[str, Drawing] = {}
-    pairs = _pair(names, images, masks, problems) if images and masks else {}
-    if pairs:
-        kind, pairs = _recognise(root, names, pairs, task)
-    elif images and masks:
+    if images and masks:
+        pairs = _pair(names, images, masks, problems)
         example = (
             f"the first are {images[0].name} and {masks[0].name}; "
             "before and after an image's name all masks may have the same letters"
         )
-        title = f"{root}: no image has a mask of its name, or all have several"
-        raise BadInput(listing(title, problems or [example]))
+        if not pairs:
+            none = f"{root}: no image has a mask of its name, or all have several"
+            raise BadInput(listing(none, problems or [example]))
+        kind, pairs = _recognise(root, names, pairs, task)
     else:
         name, classes, drawings = read_drawings(root, names, images, problems)
         table = ClassTable(classes, numbered_classes(len(classes)).palette)
@@ -315,9 +315,9 @@ def _nearest(root: Path, files: list[str]) -> str:
     roles = {place: read_name(place).role for place in places}
     empty = [place for place in places if roles[place] and place not in " ".join(files)]
     if empty:
-        return f"{', '.join(empty)}: holds no images"
+        return f"{', '.join(empty)}: holds no images, and masks are images too"
     rest = ", ".join(place for place in places if not roles[place])
-    for role, other in (("images", "masks"), ("masks", "images")):
-        if role in roles.values() and other not in roles.values():
-            return f"{role}/ is there, {other}/ is not: is it one of these: {rest or 'none'}?"
+    missing = [role for role in ("images", "masks") if role not in roles.values()]
+    if len(missing) == 1:
+        return f"{missing[0]}/ is not there; if it is one of these, rename it: {rest or 'none'}"
     return "not a data set this program knows"

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import BadInput
+
 SPLITS = ("train", "val", "test")
 TYPES = "png jpg jpeg jpe jfif bmp tif tiff webp gif ppm pgm pbm tga jp2 avif"
 SUFFIXES = {f".{kind}" for kind in TYPES.split()}
@@ -51,10 +53,12 @@ class File(NamedTuple):
 
 
 def list_names(root: Path) -> list[str]:
-    """All visible files below the root, sorted. OSError if a folder cannot be listed."""
+    """All visible files below the root, sorted. BadInput if a folder cannot be listed."""
 
     def fail(error: OSError) -> None:
-        raise error
+        raise BadInput(
+            f"{error.filename}: cannot be listed ({error.strerror}); give another folder"
+        )
 
     names = []
     for place, inner, files in os.walk(root, followlinks=True, onerror=fail):
@@ -95,15 +99,15 @@ def read_name(name: str, outer: int = 0) -> File:
     """
     *folders, last = name.split("/")
     role = split = ""
-    rest: set[str] = set()
+    rest: frozenset[str] = frozenset()
     for depth in reversed(range(len(folders))):
         words = re.split("[^a-z0-9]+", GLUED.sub(r"\1 ", folders[depth].lower()))
         meanings = [MEANINGS.get(word) for word in words]
         if depth >= outer:
             role = role or next((each for each in ("masks", "images") if each in meanings), "")
         split = split or next((each for each in SPLITS if each in meanings), "")
-        rest |= {word for word in words if word not in MEANINGS}
-    return File(name, "/".join(folders), stem_of(last), role, split, frozenset(rest))
+        rest |= {*words} - MEANINGS.keys()
+    return File(name, "/".join(folders), stem_of(last), role, split, rest)
 
 
 def stem_of(name: str) -> str:
