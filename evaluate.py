@@ -309,13 +309,8 @@ def predict_folder(
 
 def find_images(folder: Path) -> list[Path]:
     """The images in a folder; what else lies there is counted aloud."""
-    try:
-        names = list_names(folder)
-    except OSError as error:
-        raise BadInput(
-            f"--images {folder} cannot be listed ({error.strerror}): give a folder of images"
-        ) from error
-    found = {name for name in names if is_image(name) and (folder / name).parent == folder}
+    names = list_names(folder)
+    found = {name for name in names if is_image(name) and "/" not in name}
     if not found:
         raise BadInput(f"--images {folder} holds no images: give the folder that they are in")
     for sentence in not_read(names, found):

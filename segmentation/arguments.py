@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from .data.labels import parse_label_map
-from .errors import BadInput
 from .models.mix_transformer import VARIANTS
 from .models.segformer import DECODERS
 from .recipes import LONGER, RECIPES, Recipe, recipe_for
@@ -165,7 +164,12 @@ def add_training_flags(parser: ArgumentParser) -> None:
         default="multiclass",
         help="binary: two classes, of drone sets obstacles and landable",
     )
-    add("--label-map", type=label_map, metavar="A=B,...", help="stored values to labels: 255=1")
+    add(
+        "--label-map",
+        type=parse_label_map,
+        metavar="A=B,...",
+        help="stored values to labels: 255=1",
+    )
     add("--skip-bad", action="store_true", help="leave bad pairs out instead of stopping")
     sides: dict[str, Any] = {"type": positive_int, "nargs": 2, "metavar": ("H", "W")}
     add("--image-size", **sides, help="resize images to this; masks keep their size")
@@ -256,10 +260,8 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
     checkpoints = len(args.init or [])
     if args.freeze_members and not is_uformer:
         parser.error("--freeze-members is for --model uformer")
-    if checkpoints > 1 and not is_uformer:
-        parser.error("--init takes one checkpoint, but for --model uformer")
-    if checkpoints == 1 and is_uformer:
-        parser.error("--init takes two checkpoints or more for --model uformer, one a member")
+    if checkpoints and (checkpoints > 1) != is_uformer:
+        parser.error("--init takes one checkpoint, and for --model uformer two or more")
     sources = args.encoder_weights
     one_for_all = isinstance(sources, str) or sources in (["imagenet"], ["none"])
     if not one_for_all and len(sources) != 1 + is_uformer:
@@ -267,6 +269,12 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
             "--encoder-weights takes one value, or for --model uformer imagenet, none, or two "
             "files, the U-Net's and the SegFormer's"
         )
+    if checkpoints and sources not in ("imagenet", "none", ["none"]):  # texts are the defaults
+        parser.error("--init brings its encoders: leave --encoder-weights out")
+    if args.freeze_encoder and args.encoder_lr != parser.get_default("encoder_lr"):
+        parser.error("--freeze-encoder leaves --encoder-lr nothing to train: drop one of them")
+    if args.model == "unet" and (args.variant != "b0" or args.decoder):
+        parser.error("--variant and --decoder are SegFormer's: leave them out for a U-Net")
     if args.fit_all and row_of(args).decay is None:
         parser.error(
             "--fit-all leaves no val, on which --recipe deck lowers its learning rate: "
@@ -310,15 +318,16 @@ def evaluation_arguments(description: str) -> Namespace:
         help="write the model for other programs, alone: .pt2, .onnx, or a folder for transformers",
     )
     args = parser.parse_args()
-    if args.export and (len(args.checkpoints) > 1 or args.images or args.out or args.json):
-        parser.error("--export takes one checkpoint, and neither --images, --out nor --json")
-    if args.images:
-        if not args.out:
-            parser.error("--images needs --out, the folder for the predictions")
-        if len(args.checkpoints) > 1:
-            parser.error("--images takes one checkpoint")
-        if args.json:
-            parser.error("--json is for scores, which --images does not give")
+    scoring = len(args.checkpoints) > 1 or args.json or args.split or args.data
+    if scoring and (args.images or args.export):
+        parser.error(
+            "--images and --export take one checkpoint, and neither --json, --split nor --data, "
+            "which are for scores"
+        )
+    if args.export and (args.images or args.out):
+        parser.error("--export goes with neither --images nor --out")
+    if args.images and not args.out:
+        parser.error("--images needs --out, the folder for the predictions")
     return args
 
 
@@ -406,10 +415,3 @@ def fraction(text: str) -> float:
     if not 0 <= (value := float(text)) < 1:
         raise ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
-
-
-def label_map(text: str) -> dict[int, int]:
-    try:
-        return parse_label_map(text)
-    except BadInput as error:
-        raise ArgumentTypeError(str(error)) from error

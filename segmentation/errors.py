@@ -1,14 +1,18 @@
 """The one exception a user is meant to read, and how the scripts end."""
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
 
-class BadInput(ValueError):
-    """One sentence: what is wrong, in which file, what to do. Scripts print it and exit with 2."""
+class BadInput(ValueError, ArgumentTypeError):
+    """One sentence: what is wrong, in which file, what to do. Scripts print it and exit with 2.
+
+    Raised by the type of a flag, argparse prints it.
+    """
 
 
 @contextmanager

@@ -189,7 +189,7 @@ ONE_BAD_PAIR: dict[str, tuple[Damage, str]] = {
     ),
     "two images of one name": (
         lambda r: image(90).save(r / "images/03.bmp"),
-        r"03.png: same name as 03.bmp",
+        r"03.png: same name as images/03.bmp",
     ),
     "size mismatch": (
         lambda r: image(3, (12, 17)).save(r / "images/03.png"),
@@ -381,7 +381,7 @@ BAD_SETS: dict[str, tuple[Damage, dict, str]] = {
     "no train masks": (
         lambda r: given_splits(r, "train", "val") or shutil.rmtree(r / "train/masks"),
         {},
-        "train/masks/: missing",
+        "no image of train has a mask, and val/masks/ is val",
     ),
     "same files in two splits": (
         lambda r: given_splits(r, "train", "val"),

@@ -12,6 +12,7 @@ from conftest import run_script
 from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.data.layouts import find_layout
 from segmentation.evaluation.inference import Prediction, predict_labels, predict_strips
 from segmentation.metrics import ConfusionMatrix
 from segmentation.report.pictures import (
@@ -192,8 +193,23 @@ def test_what_cannot_be_done_is_said_in_one_line(
     images = ("--images", tiny_folder / "images")
     assert run_script("evaluate", checkpoint, *images) == 2
     assert "--images needs --out" in capsys.readouterr().err
-    assert run_script("evaluate", checkpoint, checkpoint, *images, "--out", tmp_path) == 2
-    assert "--images takes one checkpoint" in capsys.readouterr().err
+    images += ("--out", tmp_path)
+    for flags in ((checkpoint, *images), (*images, "--split", "all"), (*images, "--data", ".")):
+        assert run_script("evaluate", checkpoint, *flags) == 2
+        assert "take one checkpoint, and neither" in capsys.readouterr().err
+    for flags in (("--split", "val"), ("--data", "."), ("--out", tmp_path)):
+        assert run_script("evaluate", checkpoint, "--export", tmp_path / "a.pt2", *flags) == 2
+        assert "neither" in capsys.readouterr().err
+
+
+def test_predictions_are_not_read_as_masks(checkpoint: Path, tiny_folder: Path, tmp_path: Path):
+    for split in ("train", "val"):
+        shutil.copytree(tiny_folder, tmp_path / split)
+    test = tmp_path / "test"
+    shutil.copytree(tiny_folder / "images", test / "images")
+    images = ("--images", test / "images", "--out", test)
+    assert run_script("evaluate", checkpoint, *images) == 0
+    assert not find_layout(tmp_path, "multiclass").splits["test"]
 
 
 def test_only_checkpoints_of_the_same_classes_and_images_are_compared(

@@ -284,3 +284,22 @@ def test_the_lines_of_the_document_give_the_mask_of_evaluate(tmp_path, monkeypat
         assert len(np.unique(expected)) > 1
         assert (found == expected).mean() > 0.999
         assert Image.open("mask.png").getpalette()[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+FULL_DISK = """
+import pathlib, torch
+from segmentation.evaluation import export
+program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+export.trace = lambda model: program
+try:
+    export.write_pt2(None, pathlib.Path("/dev/full"), {})
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_a_full_disk_does_not_end_the_process():
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n")

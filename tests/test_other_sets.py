@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_script, write_pairs
+from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 
@@ -128,3 +129,15 @@ def test_numbers_fit_named_classes_and_other_names_do_not(
     assert run_script("evaluate", tmp_path / "named.pt", "--data", new) == 2
     said = capsys.readouterr().err
     assert "ground, box, disc" in said and "ground, disc, box" in said
+
+
+def test_a_scored_split_may_hold_few_of_the_classes(
+    checkpoint: Path, copy: Path, splits: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for name in splits["test"]:
+        mask = copy / name.replace("images", "masks")
+        Image.new("L", Image.open(mask).size, 2).save(mask)
+    assert scored(checkpoint, tmp_path, "--data", copy) == splits["test"]
+    Image.new("L", Image.open(mask).size, 9).save(mask)
+    assert run_script("evaluate", checkpoint, "--data", copy) == 2
+    assert "the checkpoint knows 3" in capsys.readouterr().err

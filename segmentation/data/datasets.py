@@ -155,6 +155,7 @@ def open_dataset(
     size = (image_size[0], image_size[1]) if image_size else None
     label_map = label_map or {}
     read: Read
+    colours = None
     if data == "scenes":
         root = data
         size = size or SCENE_SIZE
@@ -163,7 +164,12 @@ def open_dataset(
         read = partial(render_pair, _version_of_scenes(), seed, size, table)
     else:
         root = os.path.abspath(data)
-        layout = _layout_of(root, task)
+        try:
+            layout = find_layout(Path(root), task)
+        except OSError as error:
+            raise BadInput(
+                f"{error.filename}: cannot be read ({error.strerror}); mend its permissions"
+            ) from None
         table = label_table(layout.classes, label_map)
         colours = layout.classes.colours if layout.classes else None
         read = partial(read_pair, Path(root), layout.pairs, layout.drawings, table, colours, size)
@@ -172,7 +178,10 @@ def open_dataset(
     problems = [] if splits else list(layout.problems)
     pairs = _read_pairs(layout, chosen, read, problems)
     counts = _count_labels(pairs.values())
-    nonsense = _nonsense(layout, pairs, counts, label_map, task)
+    nonsense = "" if colours else clashing_palettes(pairs)
+    nonsense = nonsense or check_labels(counts, task, layout.classes is not None, bool(splits))
+    if not nonsense and IGNORED not in label_map:
+        nonsense = check_agreement([pair.counts for pair in pairs.values()])
     if nonsense:
         listed = [f"{layout.masks}/: {nonsense}", *problems]
         raise BadInput(listing(f"{root}: labels that cannot be used", listed))
@@ -202,15 +211,6 @@ def open_dataset(
         layout.problems if "all" in chosen else problems,
         layout.notes,
     )
-
-
-def _layout_of(root: str, task: str) -> Layout:
-    try:
-        return find_layout(Path(root), task)
-    except OSError as error:
-        raise BadInput(
-            f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions"
-        ) from None
 
 
 def _scenes_layout(task: str) -> Layout:
@@ -244,24 +244,6 @@ def _read_pairs(layout: Layout, splits: Splits, read: Read, problems: list[str])
         else:
             problems += result
     return pairs
-
-
-def _nonsense(
-    layout: Layout,
-    pairs: dict[str, Pair],
-    counts: ndarray,
-    label_map: dict[int, int],
-    task: str,
-) -> str:
-    """One sentence on why the masks together make no sense; "" if they do.
-
-    counts: pixels of each label 0..255 in all of them.
-    """
-    clash = "" if layout.classes and layout.classes.colours else clashing_palettes(pairs)
-    nonsense = clash or check_labels(counts, task, declared=layout.classes is not None)
-    if not nonsense and IGNORED not in label_map:
-        nonsense = check_agreement([pair.counts for pair in pairs.values()])
-    return nonsense
 
 
 def _in_threads(read: Read, splits: Splits) -> dict[str, Any]:

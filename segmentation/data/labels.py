@@ -91,10 +91,11 @@ def check_declared(counts: list[int], table: np.ndarray) -> None:
     raise Unreadable(f"holds undeclared values {values}: say --label-map {advice} ({meaning})")
 
 
-def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
+def check_labels(counts: np.ndarray, task: str, declared: bool, part: bool) -> str:
     """One sentence on why the labels of all masks together make no sense; "" if they do.
 
-    counts: pixels of each label 0..255; declared: classes.csv or the layout names the classes.
+    counts: pixels of each label 0..255; declared: classes.csv or the layout names the classes;
+    part: other masks have more labels, perhaps.
     """
     present = np.flatnonzero(counts[:IGNORED]).tolist()
     held = np.flatnonzero(counts)
@@ -113,7 +114,7 @@ def check_labels(counts: np.ndarray, task: str, *, declared: bool) -> str:
             "masks hold only 0 and 255, and 255 means ignored; "
             "where it is class 1 say --label-map 255=1"
         )
-    if declared or not len(held):
+    if declared or part or not len(held):
         return ""
     if len(present) < 2:
         return f"masks hold only the labels {present}; a segmentation needs two classes"

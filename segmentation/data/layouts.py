@@ -38,6 +38,7 @@ from .names import (
     read_name,
     stem_of,
 )
+from .problems import listing
 
 LOOKED_FOR = """
   drone, 5 classes: [classes_dataset/]classes_dataset/original_images/*.png \
@@ -49,7 +50,7 @@ and images_semantic/*.png beside it
   Cityscapes: leftImg8bit/ and gtFine/ with labelTrainIds or labelIds; ADE20K; Pascal VOC
   generic: images/ and masks/, by these or other usual names, alone, in or around train/, val/ and
     test/; or a.jpg and a_mask.png in one folder; and classes.csv: index,name,r,g,b
-  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons"""
+  drawn: labelme's a.json beside a.jpg; COCO's .json with polygons, as which most tools export"""
 
 
 Splits = dict[str, list[str]]  # split -> names
@@ -79,7 +80,7 @@ KINDS = [
     Kind("pascal voc", "/jpegimages/.*/segmentationclass"),
     Kind("generic"),
 ]
-LABEL_ENDINGS = ("_labelids", "_labeltrainids")  # of Cityscapes; the last one there is taken
+LABEL_ENDINGS = ("_labeltrainids", "_labelids")  # of Cityscapes; the first one there is taken
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def find_layout(root: Path, task: str) -> Layout:
             f"{root}: no such folder; give --data a folder of images and masks, or scenes"
         )
     names = list_names(root)
-    files = list(filter(is_image, names))
+    # What evaluate.py predicted is no mask of the images it may lie beside.
+    predicted = {name.replace("confidence/", "labels/") for name in names if "confidence/" in name}
+    files = [name for name in names if is_image(name) and name not in predicted]
     around = os.path.commonpath(map(os.path.dirname, files)) if files else ""
     images = [read_name(name, len(Path(around).parts)) for name in files]
     masks = [file for file in images if file.role == "masks"]
@@ -116,14 +119,16 @@ def find_layout(root: Path, task: str) -> Layout:
         masks = [file for file in masks if file.stem.lower().endswith(ending)] or masks
     problems: list[str] = []
     drawings: dict[str, Drawing] = {}
-    pairs = _pair(names, images, masks, problems)
-    if pairs:
-        kind, pairs = _recognise(root, names, pairs, task)
-    elif images and masks:
-        raise BadInput(
-            f"{root}: no image has a mask of its name, nor has {images[0].name} the mask "
-            f"{masks[0].name}; before and after it all masks may have the same letters"
+    if images and masks:
+        pairs = _pair(names, images, masks, problems)
+        example = (
+            f"the first are {images[0].name} and {masks[0].name}; "
+            "before and after an image's name all masks may have the same letters"
         )
+        if not pairs:
+            none = f"{root}: no image has a mask of its name, or all have several"
+            raise BadInput(listing(none, problems or [example]))
+        kind, pairs = _recognise(root, names, pairs, task)
     else:
         name, classes, drawings = read_drawings(root, names, images, problems)
         table = ClassTable(classes, numbered_classes(len(classes)).palette)
@@ -137,15 +142,16 @@ def find_layout(root: Path, task: str) -> Layout:
             "leave out --task binary"
         )
 
+    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
     split_of = {image: read_name(image).split for image in pairs}
     if kind.name == "coco":  # instances_val.json, of images in one folder
         split_of |= {image: read_name(f"{pairs[image][:-5]}/").split for image in pairs}
     if not any(split_of.values()):
-        split_of = _by_lists(root, names, list(pairs), problems)
+        split_of = _by_lists(root, names, list(pairs), problems, notes)
     splits = {split: [name for name in pairs if split_of[name] == split] for split in SPLITS}
-    notes = [f"{image} with {mask}; {kind.said}" for image, mask in list(pairs.items())[:1]]
     others = [name for name in names if os.path.basename(name).lower() not in TABLES]
-    notes += not_read(others, {*pairs, *pairs.values()})
+    used = {image: mask for image, mask in pairs.items() if split_of[image]} or pairs
+    notes += not_read(others, {*used, *used.values()})
     if any(splits.values()) and not splits["val"]:
         notes.append("the folder gives no val: it is drawn from train")
     at = os.path.dirname(min(pairs.values(), default=""))
@@ -160,12 +166,9 @@ def _pair(
 ) -> Pairs:
     """Image -> mask. Adds a problem for each without a partner where others beside have one."""
     named = [file for file in images if file.role]
-    for chosen in (named, images):  # beside trainannot/, images lie in train/
+    for chosen in filter(None, (named, images)):  # beside trainannot/, images lie in train/
         way = find_way(chosen, masks)
-        shortest = min((file.rest for file in masks), key=len, default="")
-        plain = [file for file in masks if way.folders or file.rest == shortest]
-        # Without folders, of semantic/ and semantic_rgb/ the first.
-        of_images, of_masks = way.group(chosen), way.group(plain)
+        of_images, of_masks = way.group(chosen), way.group(masks)
         shared = of_images.keys() & of_masks.keys()
         if shared:
             break
@@ -183,8 +186,9 @@ def _pair(
         for key, (first, *more) in found.items():
             if first.folder not in beside:
                 continue
-            same = os.path.basename(first.name)
-            problems += [f"{file.name}: same name as {same}; keep one of them" for file in more]
+            problems += [
+                f"{file.name}: same name as {first.name}; keep one of them" for file in more
+            ]
             if key not in others:
                 stem = f"{way.before}{key[2]}{way.after}" if what == "mask" else key[2]
                 other = unread.get(key[2])
@@ -266,29 +270,40 @@ def _by_lists(
     names: list[str],
     images: list[str],
     problems: list[str],
+    notes: list[str],
 ) -> dict[str, str]:
     """Image -> split, by ImageSets/Segmentation/*.txt, or else by val.txt and its like.
 
-    An image in no list is in no split, and may lack a mask; without a list of train it is of train.
+    A line is an image, or has one before its first space or comma. An image in no list is in no
+    split, and may lack a mask; without a list of train it is of train.
     """
     texts = [Path(name) for name in names if name.endswith(".txt")]
     in_sets = [text for text in texts if text.parent.name == "Segmentation"]
+    texts = in_sets or [text for text in texts if MEANINGS.get(text.stem.lower()) in SPLITS]
+    # Where images of two folders have one name, the folder counts too.
+    depth = 1 if len({*map(stem_of, images)}) == len(images) else 2
+
+    def end_of(name: str) -> str:
+        return "/".join([*Path(name).parts[-depth:-1], stem_of(name)])
+
+    ends = {*map(end_of, images)}
     lists: dict[str, set[str]] = defaultdict(set)
-    for text in in_sets or texts:
-        split = MEANINGS.get(text.stem.lower(), "")
-        if in_sets or split in SPLITS:
-            lines = (root / text).read_text("utf-8", "replace").splitlines()
-            lists[split] |= {stem_of(line.strip(' "')) for line in lines}
+    for text in texts:
+        lines = (root / text).read_text("utf-8", "replace").splitlines()
+        for line in filter(None, (line.strip(' "') for line in lines)):
+            first = end_of(re.split("[ ,\t]", line)[0])
+            end = end_of(line) if first not in ends or end_of(line) in ends else first
+            lists[MEANINGS.get(text.stem.lower(), "")].add(end)
     listed = set().union(*lists.values())
-    stems = set(map(stem_of, images))
-    if not listed & stems:
+    if not listed & ends:
+        notes += [f"{text} names none of the images, and is not read" for text in texts]
         return dict.fromkeys(images, "")
     if in_sets or lists["train"]:
-        problems[:] = [each for each in problems if stem_of(each.split(":")[0]) in listed]
-    problems += [f"{stem}: listed, but no image with a mask" for stem in sorted(listed - stems)]
+        problems[:] = [each for each in problems if end_of(each.split(":")[0]) in listed]
+    problems += [f"{end}: listed, but no image with a mask" for end in sorted(listed - ends)]
     rest = "" if in_sets or lists["train"] else "train"
     return {
-        image: next((s for s in reversed(SPLITS) if stem_of(image) in lists[s]), rest)
+        image: next((split for split in reversed(SPLITS) if end_of(image) in lists[split]), rest)
         for image in images
     }
 
@@ -300,9 +315,9 @@ def _nearest(root: Path, files: list[str]) -> str:
     roles = {place: read_name(place).role for place in places}
     empty = [place for place in places if roles[place] and place not in " ".join(files)]
     if empty:
-        return f"{', '.join(empty)}: holds no images"
+        return f"{', '.join(empty)}: holds no images, and masks are images too"
     rest = ", ".join(place for place in places if not roles[place])
-    for role, other in (("images", "masks"), ("masks", "images")):
-        if role in roles.values() and other not in roles.values():
-            return f"{role}/ is there, {other}/ is not: is it one of these: {rest or 'none'}?"
+    missing = [role for role in ("images", "masks") if role not in roles.values()]
+    if len(missing) == 1:
+        return f"{missing[0]}/ is not there; if it is one of these, rename it: {rest or 'none'}"
     return "not a data set this program knows"

@@ -1,7 +1,5 @@
 """Which images are trained on, validated and scored: new splits, or those of a checkpoint."""
 
-import re
-
 import numpy as np
 
 from ..errors import BadInput
@@ -24,8 +22,10 @@ def new_splits(root: str, layout: Layout, seed: int) -> Splits:
     if not val and not test:
         return split_names(train or list(layout.pairs), seed)
     if not train:
-        place = re.sub(r"\b(val|test)\w*", "train", layout.masks)
-        raise BadInput(f"{place}/: missing; a set with its own splits has train and val")
+        raise BadInput(
+            f"{root}: no image of train has a mask, and {layout.masks}/ is val or test by its "
+            "name: add train, or give --data the folder inside"
+        )
     if not val:
         train, val = _shuffled(train, seed)
     return {"train": train, "val": val, "test": test}

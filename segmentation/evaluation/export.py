@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import io
 import json
 import os
 import tempfile
@@ -129,7 +130,9 @@ def trace(model: nn.Module) -> torch.export.ExportedProgram:
 
 
 def write_pt2(model: nn.Module, file: Path, facts: dict) -> Runner:
-    torch.export.save(trace(model), file, extra_files={"metadata.json": json.dumps(facts)})
+    buffer = io.BytesIO()  # torch's own writing ends the process where the disk is full
+    torch.export.save(trace(model), buffer, extra_files={"metadata.json": json.dumps(facts)})
+    file.write_bytes(buffer.getbuffer())
     return torch.export.load(file).module()
 
 
