@@ -324,6 +324,8 @@ def evaluation_arguments(description: str) -> Namespace:
             "--images and --export take one checkpoint, and neither --json, --split nor --data, "
             "which are for scores"
         )
+    if args.json in args.checkpoints:
+        parser.error("--json would replace the checkpoint: name another file")
     if args.export and (args.images or args.out):
         parser.error("--export goes with neither --images nor --out")
     if args.images and not args.out:

@@ -332,6 +332,7 @@ def test_stored_splits_are_used_as_they_are(tmp_path):
     (tmp_path / "data/images/999.png").write_bytes(b"")
     stored["data"] = stored.pop("root")
     assert stored.pop("layout") == "generic"
+    assert stored.pop("pixels") == first.pixel_counts
     data = open_dataset(**stored)
     assert any("1 images in images/" in note for note in data.notes)
     assert replace(data, notes=first.notes) == first

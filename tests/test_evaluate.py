@@ -200,6 +200,8 @@ def test_what_cannot_be_done_is_said_in_one_line(
     for flags in (("--split", "val"), ("--data", "."), ("--out", tmp_path)):
         assert run_script("evaluate", checkpoint, "--export", tmp_path / "a.pt2", *flags) == 2
         assert "neither" in capsys.readouterr().err
+    assert run_script("evaluate", checkpoint, "--json", checkpoint) == 2
+    assert "--json would replace the checkpoint" in capsys.readouterr().err
 
 
 def test_predictions_are_not_read_as_masks(checkpoint: Path, tiny_folder: Path, tmp_path: Path):

@@ -141,3 +141,16 @@ def test_a_scored_split_may_hold_few_of_the_classes(
     Image.new("L", Image.open(mask).size, 9).save(mask)
     assert run_script("evaluate", checkpoint, "--data", copy) == 2
     assert "the checkpoint knows 3" in capsys.readouterr().err
+
+
+def test_another_set_with_the_same_names_is_told_by_its_pixels(
+    checkpoint: Path, copy: Path, splits: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    told = "warning: the test masks have other pixels of each class than in training"
+    assert scored(checkpoint, tmp_path, "--data", copy) == splits["test"]
+    assert told not in capsys.readouterr().out
+    first = copy / "masks" / Path(splits["test"][0]).name
+    Image.new("L", Image.open(first).size, 1).save(first)
+    assert scored(checkpoint, tmp_path, "--data", copy) == splits["test"]
+    assert told in capsys.readouterr().out
+    assert len(scored(checkpoint, tmp_path, "--data", copy, "--split", "all")) == 24

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,11 @@ class SegmentationDataset:
     def describe(self) -> dict[str, Any]:
         """Plain values for a checkpoint.
 
-        All but layout are arguments of `open_dataset` (root is its data).
+        All but layout and pixels are arguments of `open_dataset` (root is its data).
         """
         return {
             "layout": self.layout,
+            "pixels": self.pixel_counts,
             "root": self.root,
             "task": self.task,
             "splits": self.splits,
@@ -319,6 +321,7 @@ def reopen_dataset(
     """
     described = dict(meta["data"])
     del described["layout"]
+    pixels = described.pop("pixels", {})  # older checkpoints know none
     root = described.pop("root")
     stored = described.pop("splits")
     elsewhere = folder not in (None, root)
@@ -336,4 +339,11 @@ def reopen_dataset(
             f"the checkpoint knows {len(classes)}: {', '.join(classes)}; "
             "give data of the same classes"
         )
+    for split, counts in data.pixel_counts.items():
+        before = pixels.get(split, [])
+        if any(before) and any(a != b for a, b in zip_longest(before, counts, fillvalue=0)):
+            say(
+                f"warning: the {split} masks have other pixels of each class than in training; "
+                f"if {root} is another set with the same names, say --split all"
+            )
     return data
