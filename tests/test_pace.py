@@ -18,7 +18,7 @@ from segmentation.training import pace
 FAST = RECIPES["fast"]
 FLAGS = (
     "--recipe fast --device cpu --workers 0 --encoder-weights none --image-size 32 32 "
-    "--batch-size 4 --epochs 1 --augment 0 --max-minutes 60"
+    "--batch-size 4 --augment 0 --max-minutes 60"
 ).split()
 
 
@@ -50,7 +50,7 @@ def test_what_was_measured_is_said_stored_and_kept_by_resume(
     tmp_path: Path, tiny_folder: Path, passes: list[float], capsys: pytest.CaptureFixture
 ):
     arguments = ["train", "--data", tiny_folder, *FLAGS, "--out", tmp_path / "run"]
-    assert run_script(*arguments, "--alpha", 0.4) == 0
+    assert run_script(*arguments, "--alpha", 0.4, "--epochs", 1) == 0
     said = capsys.readouterr().out
     assert "80 passes over the images: alpha 0.4, beta 0.5, drop_path 0.1, dropout 0.1" in said
     model, meta = load_checkpoint(tmp_path / "run" / "last.pt")
@@ -60,7 +60,8 @@ def test_what_was_measured_is_said_stored_and_kept_by_resume(
     assert model.encoder.stages[-1].blocks[-1].drop_path.p == pytest.approx(0.1)
 
     passes[0] = 1.0
-    assert run_script(*arguments, "--alpha", 0.4, "--resume", "--epochs", 2) == 0
+    again = ("--resume", "--epochs", 2, "--beta", 0.7)  # a default, now said
+    assert run_script(*arguments, "--alpha", 0.4, *again) == 0
     assert "passes over the images" not in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "run" / "last.pt")[1]["recipe"] == meta["recipe"] | {
         "epochs": 2
@@ -91,7 +92,16 @@ def test_bfloat16_is_used_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr("train.has_bfloat16", lambda device: has)
-    arguments = ["--data", tiny_folder, *FLAGS, *flags.split(), "--out", tmp_path / "run"]
+    arguments = [
+        "--data",
+        tiny_folder,
+        *FLAGS,
+        *flags.split(),
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+    ]
     assert run_script("train", *arguments) == 0
     assert load_checkpoint(tmp_path / "run" / "last.pt")[1]["args"]["amp"] is amp
 

@@ -33,6 +33,7 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
     "device",
     "max_minutes",
     "epochs",
+    "given",
     "save_every",
     "skip_bad",
     "compile",
