@@ -221,6 +221,7 @@ def describe_average(
 ) -> dict:
     """The checkpoint of the average of the models at args["checkpoints"]. scores: of val."""
     members = []
+    known, first = data.describe(), metas[0]["data"]  # train is not opened here
     labels = member_labels(metas)
     sources = zip(labels, args["checkpoints"], average.members, metas, strict=True)
     for label, path, model, meta in sources:
@@ -236,7 +237,7 @@ def describe_average(
         },
         "classes": data.classes,
         "palette": data.palette,
-        "data": data.describe() | {"splits": metas[0]["data"]["splits"] | data.splits},
+        "data": known | {key: first.get(key, {}) | known[key] for key in ("splits", "pixels")},
         "loss": metas[0]["loss"],
         "epoch": 0,
         "history": [],
