@@ -338,7 +338,7 @@ def predict_file(path: Path, out: Path, model: nn.Module, meta: dict, how: Predi
     }
     for kind, picture in pictures.items():
         file = out / kind / f"{path.stem}.png"
-        level = 1 if kind == "overlay" else 6  # photographs hardly shrink, but take long
+        level = 6 if kind == "labels" else 1  # what is noisy hardly shrinks, but takes long
         with writing("--out", file):
             picture.save(file, compress_level=level)
     return f"{path.name}  {shares_in_words(labels, meta['classes'])}"
