@@ -19,7 +19,7 @@ def to_image(x: Tensor) -> Tensor:
     """N x H x W x C -> N x C x H x W: a view; in a graph a transposed sequence of tokens."""
     if not exporting():
         return x.permute(0, 3, 1, 2)
-    tokens = x.flatten(1, 2).transpose(1, 2).contiguous()
+    tokens = x.flatten(1, 2).transpose(1, 2).clone(memory_format=torch.contiguous_format)
     return tokens.unflatten(2, x.shape[1:3])
 
 
@@ -27,7 +27,7 @@ def to_tokens(image: Tensor) -> Tensor:
     """N x C x H x W -> N x H x W x C: the same way back."""
     if not exporting():
         return image.permute(0, 2, 3, 1)
-    tokens = image.flatten(2).transpose(1, 2).contiguous()
+    tokens = image.flatten(2).transpose(1, 2).clone(memory_format=torch.contiguous_format)
     return tokens.unflatten(1, image.shape[2:])
 
 
