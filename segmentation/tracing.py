@@ -1,7 +1,8 @@
-"""What the models compute in another way while torch.export traces them: one graph for all sizes.
+"""What the models compute in another way while torch.export traces them.
 
-torch.export refuses what it cannot prove for every N, H and W: that a slice ends inside its tensor,
-or that a map in channels-last memory has sides above 1. Memory formats are its runtime's to choose.
+One graph for all sizes: torch.export refuses what it cannot prove for every N, H and W, that a
+slice ends inside its tensor, or that a map in channels-last memory has sides above 1. And a fast
+graph: docs/export.md says which form gains what.
 """
 
 import torch
@@ -14,16 +15,27 @@ def exporting() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-def in_order(view: Tensor) -> Tensor:
-    """A permuted view as it is; in a graph a copy whose memory has the view's order."""
-    return view.clone(memory_format=torch.contiguous_format) if exporting() else view
+def to_image(x: Tensor) -> Tensor:
+    """N x H x W x C -> N x C x H x W: a view; in a graph a transposed sequence of tokens."""
+    if not exporting():
+        return x.permute(0, 3, 1, 2)
+    tokens = x.flatten(1, 2).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return tokens.unflatten(2, x.shape[1:3])
 
 
-def crop(image: Tensor, height: int, width: int) -> Tensor:
-    """N x C x H x W, at most one row and one column larger -> N x C x height x width."""
-    if exporting():  # the nearest neighbours are the first ones
-        return F.interpolate(image, size=(height, width))
-    return image[..., :height, :width]
+def to_tokens(image: Tensor) -> Tensor:
+    """N x C x H x W -> N x H x W x C: the same way back."""
+    if not exporting():
+        return image.permute(0, 2, 3, 1)
+    tokens = image.flatten(2).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return tokens.unflatten(1, image.shape[2:])
+
+
+def gelu(image: Tensor) -> Tensor:
+    """N x C x H x W -> the same. Eagerly over N x H x W x C, for which oneDNN has a kernel."""
+    if exporting():
+        return F.gelu(image)
+    return to_image(F.gelu(to_tokens(image)))
 
 
 def merge_patches(
@@ -37,5 +49,16 @@ def merge_patches(
     As a strided convolution, which drops the last rows and columns that R does not divide.
     """
     kernel = weight.view(-1, R, R, x.shape[-1]).permute(0, 3, 1, 2)
-    image = in_order(x.permute(0, 3, 1, 2))
-    return F.conv2d(image, kernel, bias, R).permute(0, 2, 3, 1)
+    image = F.conv2d(to_image(x), kernel.contiguous(), bias, R)
+    return to_tokens(image)
+
+
+def spread_and_convolve(x: Tensor, weight: Tensor, H: int, W: int) -> Tensor:
+    """N x C x h x w -> N x C x H x W: the transposed convolution of segformer.Upsample.
+
+    As a convolution over a map with zeros between its pixels.
+    """
+    odd = torch.arange(H)[:, None] % 2 + torch.arange(W) % 2
+    spread = F.interpolate(x, size=(H, W)) * (odd == 0)
+    kernel = F.pad(weight.flip(2, 3), (0, 1, 0, 1))
+    return F.conv2d(spread, kernel, padding=2, groups=len(weight))

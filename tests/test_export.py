@@ -17,6 +17,7 @@ from PIL import Image
 from references import refused, shuffled
 from torch import Tensor, nn
 from torch.fx.experimental import _config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segmentation.checkpoint import save_checkpoint
 from segmentation.evaluation import export as exports
@@ -137,6 +138,34 @@ def test_what_is_traced_computes_what_eager_does(kind, monkeypatch):
             found = model(image)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert chosen
+
+
+class Operators(TorchDispatchMode):
+    """Counts what a graph would be slow with: see docs/export.md."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name == "convolution" and args[6]:
+            self.slow.append("transposed convolution")
+        if name == "native_layer_norm" and args[0].dim() != 3:
+            self.slow.append("norm of a map, not of tokens")
+        if name == "gelu" and not args[0].is_contiguous():
+            self.slow.append("GELU between two transposes")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["conv", "mlp"])
+@torch.no_grad()
+def test_what_is_traced_has_none_of_the_slow_forms(kind, monkeypatch):
+    model = make(kind).to(memory_format=torch.contiguous_format)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with Operators() as operators:
+        model(images("64x96", 2))
+    assert not operators.slow
 
 
 @traces

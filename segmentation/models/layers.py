@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing import exporting
+from ..tracing import exporting, to_image, to_tokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,6 +81,15 @@ def keyed_uniform(
     return numbers.view(*seeds.shape, *shape)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of N x H x W x C, as of N x HW x C: runtimes have one operator for that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x H x W x C -> the same."""
+        tokens = super().forward(x.flatten(1, 2))
+        return tokens.view(x.shape)
+
+
 class Linear(nn.Linear):
     """nn.Linear on N x H x W x C. On a CPU it runs as a 1x1 convolution, channels last.
 
@@ -90,20 +99,29 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C_in -> N x H x W x C."""
-        return linear(x, self.weight, self.bias)
+        if x.dim() != 4 or exporting():
+            return super().forward(x)
+        return to_tokens(pointwise(to_image(x), self.weight, self.bias))
 
 
-def linear(
-    x: Tensor,
+class Pointwise(nn.Linear):
+    """The same map of an image's channels, N x C x H x W."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """N x C_in x H x W -> N x C x H x W."""
+        return pointwise(image, self.weight, self.bias)
+
+
+def pointwise(
+    image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """N x H x W x C_in, weight C x C_in, bias C or None -> N x H x W x C; see `Linear`."""
-    if x.device.type != "cpu" or x.dim() != 4 or exporting():
-        return F.linear(x, weight, bias)
-    image = x.permute(0, 3, 1, 2)
+    """N x C_in x H x W, weight C x C_in, bias C or None -> N x C x H x W; see `Linear`."""
+    if image.device.type != "cpu":
+        return to_image(F.linear(to_tokens(image), weight, bias))
     kernel = weight[:, :, None, None]  # C x C_in x 1 x 1
-    return F.conv2d(image, kernel, bias).permute(0, 2, 3, 1)
+    return F.conv2d(image, kernel, bias)
 
 
 class KeyedDropout(nn.Module):

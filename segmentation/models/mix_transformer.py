@@ -16,8 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing import exporting, in_order, merge_patches
-from .layers import DropPath, Linear, check_size, initialise, keyed_uniform
+from ..tracing import exporting, gelu, merge_patches, to_image, to_tokens
+from .layers import (
+    DropPath,
+    LayerNorm,
+    Linear,
+    Pointwise,
+    check_size,
+    initialise,
+    keyed_uniform,
+)
 
 WIDE = (64, 128, 320, 512)  # the channels of all but b0
 # variant: channels C_i, depths L_i. All six share heads, reductions and the MLP ratio.
@@ -45,12 +53,11 @@ class OverlapPatchMerging(nn.Module):
         super().__init__()
         kernel_size = 2 * stride - 1
         self.merge = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=stride - 1)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """N x H x W x C_in -> N x ceil(H / stride) x ceil(W / stride) x C."""
-        x = self.merge(in_order(x.permute(0, 3, 1, 2)))  # N x C x H/s x W/s, channels last
-        return self.norm(x.permute(0, 2, 3, 1))
+    def forward(self, image: Tensor) -> Tensor:
+        """N x C_in x H x W -> N x ceil(H / stride) x ceil(W / stride) x C."""
+        return self.norm(to_tokens(self.merge(image)))
 
 
 class EfficientSelfAttention(nn.Module):
@@ -67,7 +74,7 @@ class EfficientSelfAttention(nn.Module):
         self.key_value = Linear(channels, 2 * channels)
         if reduction > 1:
             self.reduce = Linear(reduction**2 * channels, channels)
-            self.norm = nn.LayerNorm(channels)
+            self.norm = LayerNorm(channels)
         self.project = Linear(channels, channels)
 
     def reduce_sequence(self, x: Tensor) -> Tensor:
@@ -118,16 +125,15 @@ class MixFFN(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         hidden = MLP_RATIO * channels
-        self.expand = Linear(channels, hidden)
+        self.expand = Pointwise(channels, hidden)
         self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.contract = Linear(hidden, channels)
+        self.contract = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x H x W x C -> the same."""
-        x = self.expand(x)  # N x H x W x 4C
-        x = self.mix(in_order(x.permute(0, 3, 1, 2)))  # N x 4C x H x W, channels last
-        x = F.gelu(in_order(x.permute(0, 2, 3, 1)))
-        return self.contract(x)
+        image = self.expand(to_image(x))  # N x 4C x H x W, channels last
+        image = gelu(self.mix(image))
+        return to_tokens(self.contract(image))
 
 
 # The numbers that a block's two branches give to `DropPath`: 2 x N x 1 x 1 x 1, or no numbers.
@@ -151,9 +157,9 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.place = place
-        self.norm1 = nn.LayerNorm(channels, norm_eps)
+        self.norm1 = LayerNorm(channels, norm_eps)
         self.attention = EfficientSelfAttention(channels, heads, reduction)
-        self.norm2 = nn.LayerNorm(channels, norm_eps)
+        self.norm2 = LayerNorm(channels, norm_eps)
         self.ffn = MixFFN(channels)
         self.drop_path = DropPath(drop_path)
 
@@ -184,18 +190,18 @@ def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
 class Stage(nn.Module):
     """One level of the hierarchy: patch merging, L_i blocks, LayerNorm."""
 
-    def __init__(self, merging: OverlapPatchMerging, blocks: list[Block], norm: nn.LayerNorm):
+    def __init__(self, merging: OverlapPatchMerging, blocks: list[Block], norm: LayerNorm):
         super().__init__()
         self.merging = merging
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
 
-    def forward(self, x: Tensor, draws: Iterator[Draws]) -> Tensor:
-        """N x H x W x C_in -> N x H/s x W/s x C_i. Takes the next draws, one a block."""
-        x = self.merging(x)
+    def forward(self, image: Tensor, draws: Iterator[Draws]) -> Tensor:
+        """N x C_in x H x W -> N x C_i x H/s x W/s. Takes the next draws, one a block."""
+        x = self.merging(image)
         for block in self.blocks:
             x = block(x, next(draws))
-        return self.norm(x)
+        return to_image(self.norm(x))
 
 
 class MixTransformer(nn.Module):
@@ -237,7 +243,7 @@ class MixTransformer(nn.Module):
                 )
                 blocks.append(block)
                 place += 1
-            norm = nn.LayerNorm(channels, norm_eps)
+            norm = LayerNorm(channels, norm_eps)
             self.stages.append(Stage(merging, blocks, norm))
             in_channels = channels
         self.apply(initialise)
@@ -250,10 +256,9 @@ class MixTransformer(nn.Module):
         seed of stochastic depth; None draws them from torch's generator.
         """
         check_size(image)
-        x = image.permute(0, 2, 3, 1)
-        draws = iter(draw_depth(self, keys, x))
+        draws = iter(draw_depth(self, keys, image))
         features = []
         for stage in self.stages:
-            x = stage(x, draws)
-            features.append(x.permute(0, 3, 1, 2))  # a view: channels last in memory
+            image = stage(image, draws)
+            features.append(image)  # a view: channels last in memory
         return features

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tracing import crop, in_order
-from .layers import KeyedDropout, Linear, Normalise, initialise, linear, start_undecided
+from ..tracing import exporting, spread_and_convolve
+from .layers import KeyedDropout, Normalise, Pointwise, initialise, pointwise, start_undecided
 from .mix_transformer import NORM_EPS, MixTransformer
 
 
@@ -33,11 +33,13 @@ class MLPDecoder(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.project = nn.ModuleList(Linear(c, width) for c in channels)
-        self.fuse = Linear(len(channels) * width, width, bias=False)  # its inputs: scale 1/4 first
+        self.project = nn.ModuleList(Pointwise(c, width) for c in channels)
+        self.fuse = Pointwise(
+            len(channels) * width, width, bias=False
+        )  # its inputs: scale 1/4 first
         self.norm = nn.BatchNorm2d(width)
         self.dropout = KeyedDropout(dropout, salt=-1)
-        self.classify = Linear(width, num_classes)
+        self.classify = Pointwise(width, num_classes)
         self.apply(initialise)
         start_undecided(self.classify)
 
@@ -46,18 +48,16 @@ class MLPDecoder(nn.Module):
         mixes = self.fuse.weight.chunk(len(features), dim=1)  # width x width, one a scale
         maps = []
         for feature, project, mix in zip(features, self.project, mixes, strict=True):
-            assert isinstance(project, Linear)
+            assert isinstance(project, Pointwise)
             weight = mix @ project.weight
             bias = mix @ project.bias
-            x = linear(feature.permute(0, 2, 3, 1), weight, bias)
-            maps.append(x.permute(0, 3, 1, 2))  # N x width x H/s x W/s
+            maps.append(pointwise(feature, weight, bias))  # N x width x H/s x W/s
         x, *coarser = maps
         for each in coarser:
             x = x + F.interpolate(each, size=x.shape[-2:], mode="bilinear")
         x = F.relu(self.norm(x), inplace=True)
         x = self.dropout(x, keys)
-        logits = self.classify(x.permute(0, 2, 3, 1))
-        return logits.permute(0, 3, 1, 2)
+        return self.classify(x)
 
 
 class Upsample(nn.ConvTranspose2d):
@@ -68,12 +68,17 @@ class Upsample(nn.ConvTranspose2d):
         side = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
         self.weight.data.copy_(torch.outer(side, side))
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """N x C x h x w -> N x C x 2h x 2w. On a CPU in float32 even under autocast."""
-        if x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):  # oneDNN has no such convolution in bfloat16
-            return super().forward(x.to(self.weight.dtype))
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:  # type: ignore[override]
+        """N x C x h x w -> N x C x H x W, where h = ceil(H / 2) and w = ceil(W / 2).
+
+        On a CPU in float32 even under autocast: oneDNN has no such convolution in bfloat16.
+        """
+        if exporting():
+            return spread_and_convolve(x, self.weight, H, W)
+        if x.device.type == "cpu":
+            x = x.to(self.weight.dtype)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)[..., :H, :W]
 
 
 class ConvDecoder(nn.Module):
@@ -90,7 +95,7 @@ class ConvDecoder(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.project = nn.ModuleList(Linear(c, width) for c in channels)
+        self.project = nn.ModuleList(Pointwise(c, width) for c in channels)
         self.upsample = nn.ModuleList(Upsample(width) for _ in channels[1:])
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
         self.dropout = KeyedDropout(dropout, salt=-1)
@@ -103,13 +108,11 @@ class ConvDecoder(nn.Module):
         """[N x C_i x H/s x W/s] for s = 4, 8, 16, 32 -> logits N x K x H/4 x W/4."""
         maps = []
         for feature, project in zip(features, self.project, strict=True):
-            x = project(feature.permute(0, 2, 3, 1))
-            maps.append(in_order(x.permute(0, 3, 1, 2)))  # N x width x H/s x W/s
+            maps.append(project(feature))  # N x width x H/s x W/s
         x = maps.pop()
         for upsample, norm in zip(self.upsample, self.norm, strict=True):
             finer = maps.pop()
-            h, w = finer.shape[-2:]
-            x = crop(upsample(x), h, w)  # an odd side was rounded up on the way down
+            x = upsample(x, *finer.shape[-2:])
             x = F.relu(norm(x + finer), inplace=True)
         x = self.dropout(x, keys)
         return self.classify(x)

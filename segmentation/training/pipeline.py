@@ -41,12 +41,11 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
 
 
 def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
-    """N x C_in x H x W -> N x C x h x w. A Stage of SegFormer works on N x H x W x C."""
+    """N x C_in x H x W -> N x C x h x w."""
     if not isinstance(layer, Stage):
         return layer(x)
     draws = iter(draw_depth(layer, keys, x))
-    x = layer(x.permute(0, 2, 3, 1), draws)
-    return x.permute(0, 3, 1, 2)
+    return layer(x, draws)
 
 
 class Part(nn.Module):

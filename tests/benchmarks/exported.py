@@ -3,6 +3,7 @@
     python tests/benchmarks/exported.py                                # equality, then speed
     python tests/benchmarks/exported.py --only equality --data camvid  # on its val images too
     python tests/benchmarks/exported.py --only speed --sizes 4x256x256
+    python tests/benchmarks/exported.py --only speed --peers --keep /tmp/graphs  # written once
 
 Needs onnx, onnxscript, onnxruntime, openvino, transformers and segmentation_models_pytorch.
 
@@ -13,7 +14,10 @@ lie further apart than twice that difference. On 20 odd sizes, and on all images
 
 Speed: medians of alternating runs in one process of each graph and runtime, as a ratio to
 transformers' eager float32; peak memory is that of a process that runs one row alone. bfloat16
-rows are left out where the processor has no such instructions.
+rows are left out where the processor has no such instructions. Peers are traced at the size that is
+measured. Ours are traced once for all sizes; "fixed" rows give OpenVINO the size by model.reshape.
+With --peers each graph of ours alternates with its peer's in the same runtime instead: the
+SegFormers with transformers', the U-Net with segmentation_models_pytorch's.
 """
 
 import argparse
@@ -56,6 +60,7 @@ CONFIGS = {
     },
 }
 SPEED_GRAPHS = ("transformers", "mlp", "conv", "smp unet", "unet")
+PEERS = {"mlp": "transformers", "conv": "transformers", "unet": "smp unet"}
 RUNTIMES = (
     "eager",
     "eager bf16",
@@ -65,6 +70,8 @@ RUNTIMES = (
     "onnxruntime",
     "openvino",
     "openvino bf16",
+    "openvino fixed",
+    "openvino bf16 fixed",
 )
 
 
@@ -79,6 +86,8 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="+", default=list(SPEED_GRAPHS), choices=SPEED_GRAPHS)
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--sizes", nargs="+", default=["4x256x256", "2x512x512"], metavar="NxHxW")
+    parser.add_argument("--keep", metavar="DIR", help="write graphs here, and time what lies here")
+    parser.add_argument("--peers", action="store_true", help="ratios to the peer's own graph")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # one row's own process
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -93,7 +102,10 @@ def main() -> None:
             print_equality(name, args.data, args.images)
     if args.only != "equality":
         for size in args.sizes:
-            print_speed(size, args.graphs, args.runtimes)
+            if args.peers:
+                print_peers(size, args.graphs, args.runtimes, args.keep)
+            else:
+                print_speed(size, args.graphs, args.runtimes, args.keep)
 
 
 # --- Equality ---
@@ -191,15 +203,18 @@ def in_onnxruntime(file: Path) -> Run:
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-def in_openvino(file: Path, precision: str) -> Run:
+def in_openvino(file: Path, precision: str, shape: tuple[int, ...] | None = None) -> Run:
     import openvino
 
     core = openvino.Core()
+    model = core.read_model(file)
+    if shape:
+        model.reshape(list(shape))
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = core.compile_model(core.read_model(file), "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
     return lambda image: torch.from_numpy(compiled(image.numpy())[0])
 
 
@@ -228,12 +243,13 @@ class Standardise(Normalise):
 
 def runner(model: nn.Module, runtime: str, shape: tuple[int, ...], place: Path) -> Run:
     """The graph in a runtime. Peers are traced at this one size, ours by `export`."""
-    kind, _, precision = runtime.partition(" ")
+    kind, *words = runtime.split()
+    precision = "bf16" in words
     if kind in ("eager", "compiled"):
         call = torch.compile(model) if kind == "compiled" else model
 
         def run(image: Tensor) -> Tensor:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bool(precision)):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision):
                 return call(image)
 
         return run
@@ -258,7 +274,8 @@ def runner(model: nn.Module, runtime: str, shape: tuple[int, ...], place: Path) 
             program.save(file)
     if kind == "onnxruntime":
         return in_onnxruntime(file)
-    return in_openvino(file, "bf16" if precision else "f32")
+    fixed = shape if "fixed" in words else None
+    return in_openvino(file, "bf16" if precision else "f32", fixed)
 
 
 def has_bfloat16() -> bool:
@@ -266,7 +283,26 @@ def has_bfloat16() -> bool:
     return flags.exists() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
 
 
-def print_speed(size: str, graphs: list[str], runtimes: list[str]) -> None:
+@torch.no_grad()
+def print_peers(size: str, graphs: list[str], runtimes: list[str], keep: str | None) -> None:
+    shape = batch_shape(size)
+    image = torch.rand(shape)
+    print(f"\n{size}, ratios to the peer's graph in the same runtime")
+    for graph in (each for each in graphs if each in PEERS):
+        peer = PEERS[graph]
+        with (
+            folder_of(keep, f"{peer} {size}") as theirs,
+            folder_of(keep, f"{graph} {size}") as ours,
+        ):
+            models = graph_of(peer), graph_of(graph)
+            for runtime in runtimes:
+                first = runner(models[0], runtime, shape, Path(theirs))
+                second = runner(models[1], runtime, shape, Path(ours))
+                ms, ratio = alternate(first, second, image)
+                print(f"{graph:14}{runtime:20}{ms:8.1f} ms{ratio:7.2f}", flush=True)
+
+
+def print_speed(size: str, graphs: list[str], runtimes: list[str], keep: str | None) -> None:
     shape = batch_shape(size)
     image = torch.rand(shape)
     wanted = [each for each in runtimes if has_bfloat16() or "bf16" not in each]
@@ -276,14 +312,23 @@ def print_speed(size: str, graphs: list[str], runtimes: list[str]) -> None:
         first = runner(baseline, "eager", shape, Path(base))
         for graph in graphs:
             model = graph_of(graph)
-            with tempfile.TemporaryDirectory() as place:
+            with folder_of(keep, f"{graph} {size}") as place:
                 for runtime in wanted:
                     run = runner(model, runtime, shape, Path(place))
                     ms, ratio = alternate(first, run, image)
                     command = [sys.executable, __file__, "--peak", graph, runtime, size, place]
                     done = subprocess.run(command, capture_output=True, text=True)
                     peak = done.stdout.split()[-1] if done.returncode == 0 else "-"
-                    print(f"{graph:14}{runtime:15}{ms:8.1f} ms{ratio:7.2f}{peak:>8}", flush=True)
+                    print(f"{graph:14}{runtime:20}{ms:8.1f} ms{ratio:7.2f}{peak:>8}", flush=True)
+
+
+def folder_of(keep: str | None, name: str) -> contextlib.AbstractContextManager[str]:
+    """A temporary folder, or one of this name in the folder that is kept."""
+    if keep is None:
+        return tempfile.TemporaryDirectory()
+    place = Path(keep, name.replace(" ", "-"))
+    place.mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(str(place))
 
 
 def batch_shape(size: str) -> tuple[int, int, int, int]:
