@@ -28,8 +28,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     wanted = [PASSES[1]]
 
     def speed(*_: object) -> float:
-        images = 16  # of tiny_folder's train
-        return wanted[0] * images / 3600 * 32 * 32
+        return wanted[0] * pace.FEWEST / 3600 * 32 * 32
 
     monkeypatch.setattr(pace, "pixels_a_second", speed)
     return wanted
@@ -52,7 +51,7 @@ def test_what_was_measured_is_said_stored_and_kept_by_resume(
     arguments = ["train", "--data", tiny_folder, *FLAGS, "--out", tmp_path / "run"]
     assert run_script(*arguments, "--alpha", 0.4, "--epochs", 1) == 0
     said = capsys.readouterr().out
-    assert "80 passes over the images: alpha 0.4, beta 0.5, drop_path 0.1, dropout 0.1" in said
+    assert "80 passes over 300: alpha 0.4, beta 0.5, drop_path 0.1, dropout 0.1" in said
     model, meta = load_checkpoint(tmp_path / "run" / "last.pt")
     assert meta["recipe"]["scales"] == (0.76, 1.6) and meta["recipe"]["augment"] == 0
     assert meta["loss"] == {"alpha": 0.4, "beta": 0.5}
@@ -62,7 +61,7 @@ def test_what_was_measured_is_said_stored_and_kept_by_resume(
     passes[0] = 1.0
     again = ("--resume", "--epochs", 2, "--beta", 0.7)  # a default, now said
     assert run_script(*arguments, "--alpha", 0.4, *again) == 0
-    assert "passes over the images" not in capsys.readouterr().out
+    assert "passes over" not in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "run" / "last.pt")[1]["recipe"] == meta["recipe"] | {
         "epochs": 2
     }

@@ -18,6 +18,7 @@ from ..recipes import LONGER, PASSES, Recipe, criterion_for
 
 SIDE, IMAGES = 256, 4  # of the square images, in pixels, that a step is timed on
 WARM_UP = 2  # steps before it
+FEWEST = 300  # images: a smaller set takes as many steps to learn as one of so many
 # Samples of an epoch, at least, and per image of val. Scoring one takes a third of the time of
 # training on one: 2 % of the time at half size.
 LEAST_SAMPLES = 1000
@@ -61,7 +62,8 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     criterion = criterion_for(recipe, data.pixel_counts["train"])
     own_speed = pixels_a_second(model, criterion, args.amp) / (height * width)
     speed = all_reduce_sum(torch.tensor(own_speed)).item()  # of all ranks, images a second
-    passes = 60 * args.max_minutes * speed / len(names)
+    images = max(FEWEST, len(names))
+    passes = 60 * args.max_minutes * speed / images
 
     samples = max(LEAST_SAMPLES, SAMPLES_PER_SCORE * len(data.splits["val"]))
     fitted = replace(for_time(recipe, passes), augment=max(0, samples - len(names)))
@@ -69,7 +71,7 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     fitted = replace(fitted, **{name: own[name] for name in args.given})
     chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in (*LONGER, "augment")]
     say(
-        f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over the images: "
+        f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over {images}: "
         f"{', '.join(chosen)}"
     )
     return fitted
