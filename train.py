@@ -87,7 +87,7 @@ def main() -> None:
     # 1. One process, or one of many.
     device = distributed.setup(args.device)
     if args.amp is None:
-        args.amp = fits_time(args) and has_bfloat16(device)
+        args.amp = fits_time(recipe, args) and has_bfloat16(device)
     prepare(device, args.amp)
     announce(device, args.device)
     torch.manual_seed(args.seed)

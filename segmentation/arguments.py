@@ -184,7 +184,8 @@ def add_training_flags(parser: ArgumentParser) -> None:
         "--workers",
         type=non_negative_int,
         metavar="N",
-        help="processes that prepare samples (default: 1; on a GPU from cores and ranks)",
+        help="processes that prepare samples (default: 1, 0 on a single core; on a GPU from cores "
+        "and ranks)",
     )
 
     add = parser.add_argument_group("recipe").add_argument

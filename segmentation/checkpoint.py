@@ -11,6 +11,7 @@ epoch            how many were complete
 scores           of val, see evaluation.scoring; None in last.pt saved within an epoch
 history          rows of history.csv, a dict an epoch
 seconds          of training and validation, over all resumptions
+recipe           the numbers of the recipe as they were trained with
 args, command    the command line: parsed, and as it was typed
 encoder_weights  source, sha256 and licence of weights trained elsewhere, or None; of this project's
                  also what trained them: `names_seen`

@@ -34,9 +34,8 @@ class MLPDecoder(nn.Module):
     ):
         super().__init__()
         self.project = nn.ModuleList(Pointwise(c, width) for c in channels)
-        self.fuse = Pointwise(
-            len(channels) * width, width, bias=False
-        )  # its inputs: scale 1/4 first
+        joined = len(channels) * width  # scale 1/4 first
+        self.fuse = Pointwise(joined, width, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.dropout = KeyedDropout(dropout, salt=-1)
         self.classify = Pointwise(width, num_classes)

@@ -19,8 +19,8 @@ from ..recipes import LONGER, PASSES, Recipe, criterion_for
 SIDE, IMAGES = 256, 4  # of the square images, in pixels, that a step is timed on
 WARM_UP = 2  # steps before it
 FEWEST = 300  # images: a smaller set takes as many steps to learn as one of so many
-# Samples of an epoch, at least, and per image of val. Scoring one takes a third of the time of
-# training on one: 2 % of the time at half size.
+# Samples of an epoch, at least, and per image of val. Scoring an image takes a third of the time of
+# training on it (docs/speed.md): at half size 2 % of the epoch.
 LEAST_SAMPLES = 1000
 SAMPLES_PER_SCORE = 64
 
@@ -40,16 +40,16 @@ def settle_recipe(
     if saved:
         stored = saved.get("recipe", asdict(recipe))  # older checkpoints have none
         return replace(Recipe(**stored), epochs=recipe.epochs)
-    if not fits_time(args):
+    if not fits_time(recipe, args):
         return recipe
     fitted = fit_recipe(recipe, args, model, data)
     set_dropout(model, config, fitted)
     return fitted
 
 
-def fits_time(args: Namespace) -> bool:
-    """Whether the recipe follows from the time limit and the speed of the machine."""
-    return args.recipe == "fast" and args.max_minutes is not None
+def fits_time(recipe: Recipe, args: Namespace) -> bool:
+    """Whether the recipe's numbers follow from the time limit, as its learning rate does."""
+    return recipe.decay is not None and args.max_minutes is not None
 
 
 def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> Recipe:
@@ -105,9 +105,9 @@ def pixels_a_second(model: nn.Module, criterion: nn.Module, amp: bool) -> float:
     criterion.to(device)
     for _ in range(1 + WARM_UP):
         began = time.monotonic()
-        with alone(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = functional_call(model, buffers, image)
         with alone():
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = functional_call(model, buffers, image)
             loss = criterion(logits, mask)
         gradients = torch.autograd.grad(loss, trained)
         gradients[0].sum().item()  # waits for the device

@@ -33,7 +33,7 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
     "device",
     "max_minutes",
     "epochs",
-    "given",
+    "given",  # their names, of a recipe's numbers
     "save_every",
     "skip_bad",
     "compile",
