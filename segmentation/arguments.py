@@ -184,7 +184,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
         "--workers",
         type=non_negative_int,
         metavar="N",
-        help="processes that prepare samples (default: 1, 0 on a single core; on a GPU from cores "
+        help="processes that prepare samples (default: 1, or 0 on one core; on a GPU from cores "
         "and ranks)",
     )
 

@@ -456,4 +456,6 @@ def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_pa
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     with pytest.raises(SystemExit):
         training_arguments("")
-    assert "default: 1; on a GPU from cores and ranks" in " ".join(capsys.readouterr().out.split())
+    assert "default: 1, or 0 on one core; on a GPU from cores and ranks" in " ".join(
+        capsys.readouterr().out.split()
+    )
