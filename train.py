@@ -36,7 +36,6 @@ from segmentation.hardware import (
     check_memory,
     environment,
     has_bfloat16,
-    keep_freed_memory,
     out_of_memory_is_bad_input,
     prepare,
     step_memory,
@@ -91,7 +90,6 @@ def main() -> None:
     prepare(device, args.amp)
     announce(device, args.device)
     torch.manual_seed(args.seed)
-    keep_freed_memory()
 
     # 2. The run's folder, and the run in it, if one is to go on.
     out = Path(args.out)

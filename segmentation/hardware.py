@@ -47,10 +47,23 @@ def prepare(device: torch.device, amp: bool) -> None:
         check_gpu(device, amp)
         torch.set_float32_matmul_precision("high")  # TF32, which convolutions have anyway
         torch.backends.cudnn.benchmark = True  # training has few sizes; predictions turn it off
-    elif device.type == "cpu" and amp and not has_bfloat16(device):
+    keep_freed_memory()
+    if device.type == "cpu" and amp and not has_bfloat16(device):
         say(
             "no bfloat16 instructions of this processor are known: --amp may be slower than without"
         )
+
+
+def keep_freed_memory() -> None:
+    """Stop malloc from giving large freed blocks back to the system; only glibc's can.
+
+    Every step and every prediction allocates the same activations, and each new page costs a fault:
+    a fifth of a step on CPUs, a third of a prediction.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, GIB)
+        libc.mallopt(M_MMAP_THRESHOLD, GIB)
 
 
 def check_gpu(device: torch.device, amp: bool) -> None:
@@ -171,18 +184,6 @@ def usual_workers(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 if own > 1 else 0
     return max(1, min(MOST_WORKERS, own))
-
-
-def keep_freed_memory() -> None:
-    """Stop malloc from giving large freed blocks back to the system; only glibc's can.
-
-    Every step allocates the same activations, and each new page costs a fault: a fifth of a step
-    on CPUs.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, GIB)
-        libc.mallopt(M_MMAP_THRESHOLD, GIB)
 
 
 def step_memory(

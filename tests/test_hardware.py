@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +344,28 @@ def test_cards_torch_cannot_use_are_refused(monkeypatch, name, capability, built
     said = str(error.value)
     assert name in said and "{}.{}".format(*capability) in said and reason in said
     assert "\n" not in said and (amp or "--device cpu" in said)
+
+
+FAULTS = """
+import resource, torch
+from segmentation.hardware import prepare
+
+prepare(torch.device("cpu"), amp=False)
+for _ in range(6):  # malloc settles in the first ones
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no such switch")
+def test_every_script_keeps_freed_memory_for_its_next_tensors():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (
+        int(done.stdout) < 2**24 * 4 / 4096 / 10
+    )  # pages of the tensor, without it one fault each
 
 
 @pytest.mark.usefixtures("settings")

@@ -79,11 +79,15 @@ def test_attention_is_the_softmax_of_equation_1(reduction):
     torch.testing.assert_close(attention(x), expected)
 
 
-def test_attention_on_a_cpu_is_in_single_precision_under_autocast():
+def test_under_autocast_attention_on_a_cpu_is_in_single_precision_where_it_is_trained():
     query, key, value = torch.randn(3, 2, 4, 9, 8)
     expected = attend(query, key, value)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(attend(query, key, value), expected)
+        with torch.no_grad():
+            predicted = attend(query, key, value)
+    assert predicted.dtype == torch.bfloat16
+    torch.testing.assert_close(predicted.float(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (4, 7)])

@@ -12,16 +12,18 @@ ONNX Runtime and OpenVINO (float32), and the mlp decoder in transformers: the la
 the logits over the largest logit, and the pixels whose argmax differs though their two best logits
 lie further apart than twice that difference. On 20 odd sizes, and on all images of val.
 
-Speed: medians of alternating runs in one process of each graph and runtime, as a ratio to
-transformers' eager float32; peak memory is that of a process that runs one row alone. bfloat16
-rows are left out where the processor has no such instructions. Peers are traced at the size that is
-measured. Ours are traced once for all sizes; "fixed" rows give OpenVINO the size by model.reshape.
-With --peers each graph of ours alternates with its peer's in the same runtime instead: the
-SegFormers with transformers', the U-Net with segmentation_models_pytorch's.
+Speed: median ms and peak memory of a process that runs one row alone, and the ratio to
+transformers' eager float32 in such a process just before each graph's rows. Ours run as evaluate.py
+does, with malloc told to keep freed memory; peers as they come. bfloat16 rows are left out where
+the processor has no such instructions. Peers are traced at the size that is measured. Ours are
+traced once for all sizes; "fixed" rows give OpenVINO the size by model.reshape.
+With --peers each graph of ours alternates with its peer's in the same runtime and process instead:
+the SegFormers with transformers', the U-Net with segmentation_models_pytorch's.
 """
 
 import argparse
 import contextlib
+import math
 import os
 import resource
 import statistics
@@ -39,6 +41,7 @@ from torch import Tensor, nn
 
 from segmentation.data.datasets import open_dataset
 from segmentation.evaluation.export import export
+from segmentation.hardware import keep_freed_memory
 from segmentation.models import build_model
 from segmentation.models.layers import Normalise
 
@@ -88,11 +91,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["4x256x256", "2x512x512"], metavar="NxHxW")
     parser.add_argument("--keep", metavar="DIR", help="write graphs here, and time what lies here")
     parser.add_argument("--peers", action="store_true", help="ratios to the peer's own graph")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # one row's own process
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)  # one row's own process
     args = parser.parse_args()
     torch.manual_seed(0)
-    if args.peak:
-        print(peak_of(*args.peak))
+    if args.alone:
+        print(*time_alone(*args.alone))
         return
     threads = torch.get_num_threads()
     load = os.getloadavg()[0]
@@ -304,22 +307,33 @@ def print_peers(size: str, graphs: list[str], runtimes: list[str], keep: str | N
 
 def print_speed(size: str, graphs: list[str], runtimes: list[str], keep: str | None) -> None:
     shape = batch_shape(size)
-    image = torch.rand(shape)
     wanted = [each for each in runtimes if has_bfloat16() or "bf16" not in each]
-    print(f"\n{size}, ratios to transformers' eager float32, peak memory of the process in MiB")
-    baseline = graph_of("transformers")
-    with tempfile.TemporaryDirectory() as base, torch.no_grad():
-        first = runner(baseline, "eager", shape, Path(base))
-        for graph in graphs:
-            model = graph_of(graph)
-            with folder_of(keep, f"{graph} {size}") as place:
-                for runtime in wanted:
-                    run = runner(model, runtime, shape, Path(place))
-                    ms, ratio = alternate(first, run, image)
-                    command = [sys.executable, __file__, "--peak", graph, runtime, size, place]
-                    done = subprocess.run(command, capture_output=True, text=True)
-                    peak = done.stdout.split()[-1] if done.returncode == 0 else "-"
-                    print(f"{graph:14}{runtime:20}{ms:8.1f} ms{ratio:7.2f}{peak:>8}", flush=True)
+    print(f"\n{size}: median ms, ratio to transformers' eager float32, peak MiB of the process")
+    for graph in graphs:
+        with folder_of(keep, f"{graph} {size}") as place:
+            for kind in {"pt2", "onnxruntime"} & {each.split()[0] for each in wanted}:
+                runner(graph_of(graph), kind, shape, Path(place))  # writes the file
+            baseline, _ = alone("transformers", "eager", size, place)
+            for runtime in wanted:
+                if runtime.endswith("fixed") and is_peer(graph):
+                    continue  # all of the peers' are
+                ms, peak = alone(graph, runtime, size, place)
+                ratio = baseline / ms
+                print(f"{graph:14}{runtime:20}{ms:8.1f}{ratio:7.2f}{peak:8.0f}", flush=True)
+
+
+def is_peer(graph: str) -> bool:
+    return graph in PEERS.values()
+
+
+def alone(*row: str) -> tuple[float, float]:
+    """Median ms and peak MiB of a row in a process of its own; NaN where it cannot run."""
+    command = [sys.executable, __file__, "--alone", *row]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return math.nan, math.nan
+    ms, peak = done.stdout.split()[-2:]
+    return float(ms), float(peak)
 
 
 def folder_of(keep: str | None, name: str) -> contextlib.AbstractContextManager[str]:
@@ -349,16 +363,22 @@ def alternate(first: Run, second: Run, image: Tensor) -> tuple[float, float]:
     return 1e3 * statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
 
 
-def peak_of(graph: str, runtime: str, size: str, place: str) -> int:
-    """MiB: the most that this process held while it predicted; place has the graph's files."""
+def time_alone(graph: str, runtime: str, size: str, place: str) -> tuple[float, float]:
+    """Median ms and peak MiB while it predicts; place has the graph's files."""
+    if not is_peer(graph):
+        keep_freed_memory()
     shape = batch_shape(size)
+    image = torch.rand(shape)
+    run = runner(graph_of(graph), runtime, shape, Path(place))
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew
+    times = []
     with torch.no_grad():
-        run = runner(graph_of(graph), runtime, shape, Path(place))
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts anew
-        for _ in range(3):
-            run(torch.rand(shape))
-    return resident("VmHWM") // 1024
+        for _ in range(ROUNDS + 2):
+            start = time.perf_counter()
+            run(image)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[2:]), resident("VmHWM") / 1024
 
 
 def resident(field: str) -> int:
