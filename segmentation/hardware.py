@@ -58,7 +58,7 @@ def keep_freed_memory() -> None:
     """Stop malloc from giving large freed blocks back to the system; only glibc's can.
 
     Every step and every prediction allocates the same activations, and each new page costs a fault:
-    a fifth of a step on CPUs, a third of a prediction.
+    a fifth of a step on CPUs, up to a third of a prediction.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

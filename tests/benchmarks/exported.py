@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from segmentation.data.datasets import open_dataset
 from segmentation.evaluation.export import export
-from segmentation.hardware import keep_freed_memory
+from segmentation.hardware import has_bfloat16, keep_freed_memory
 from segmentation.models import build_model
 from segmentation.models.layers import Normalise
 
@@ -281,11 +281,6 @@ def runner(model: nn.Module, runtime: str, shape: tuple[int, ...], place: Path) 
     return in_openvino(file, "bf16" if precision else "f32", fixed)
 
 
-def has_bfloat16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
-
-
 @torch.no_grad()
 def print_peers(size: str, graphs: list[str], runtimes: list[str], keep: str | None) -> None:
     shape = batch_shape(size)
@@ -307,7 +302,8 @@ def print_peers(size: str, graphs: list[str], runtimes: list[str], keep: str | N
 
 def print_speed(size: str, graphs: list[str], runtimes: list[str], keep: str | None) -> None:
     shape = batch_shape(size)
-    wanted = [each for each in runtimes if has_bfloat16() or "bf16" not in each]
+    fast = has_bfloat16(torch.device("cpu"))
+    wanted = [each for each in runtimes if fast or "bf16" not in each]
     print(f"\n{size}: median ms, ratio to transformers' eager float32, peak MiB of the process")
     for graph in graphs:
         with folder_of(keep, f"{graph} {size}") as place:
