@@ -13,10 +13,10 @@ the logits over the largest logit, and the pixels whose argmax differs though th
 lie further apart than twice that difference. On 20 odd sizes, and on all images of val.
 
 Speed: median ms and peak memory of a process that runs one row alone, and the ratio to
-transformers' eager float32 in such a process just before each graph's rows. Ours run as evaluate.py
-does, with malloc told to keep freed memory; peers as they come. bfloat16 rows are left out where
-the processor has no such instructions. Peers are traced at the size that is measured. Ours are
-traced once for all sizes; "fixed" rows give OpenVINO the size by model.reshape.
+transformers' eager float32, the median over such processes before each graph's rows. Ours run as
+evaluate.py does, with malloc told to keep freed memory; peers as they come. bfloat16 rows are left
+out where the processor has no such instructions. Peers are traced at the size that is measured.
+Ours are traced once for all sizes; "fixed" rows give OpenVINO the size by model.reshape.
 With --peers each graph of ours alternates with its peer's in the same runtime and process instead:
 the SegFormers with transformers', the U-Net with segmentation_models_pytorch's.
 """
@@ -304,18 +304,21 @@ def print_speed(size: str, graphs: list[str], runtimes: list[str], keep: str | N
     shape = batch_shape(size)
     fast = has_bfloat16(torch.device("cpu"))
     wanted = [each for each in runtimes if fast or "bf16" not in each]
-    print(f"\n{size}: median ms, ratio to transformers' eager float32, peak MiB of the process")
+    rows, baselines = [], []
     for graph in graphs:
         with folder_of(keep, f"{graph} {size}") as place:
             for kind in {"pt2", "onnxruntime"} & {each.split()[0] for each in wanted}:
                 runner(graph_of(graph), kind, shape, Path(place))  # writes the file
-            baseline, _ = alone("transformers", "eager", size, place)
+            baselines.append(alone("transformers", "eager", size, place)[0])
             for runtime in wanted:
                 if runtime.endswith("fixed") and is_peer(graph):
                     continue  # all of the peers' are
-                ms, peak = alone(graph, runtime, size, place)
-                ratio = baseline / ms
-                print(f"{graph:14}{runtime:20}{ms:8.1f}{ratio:7.2f}{peak:8.0f}", flush=True)
+                rows.append((graph, runtime, *alone(graph, runtime, size, place)))
+    usual = statistics.median(baselines)
+    print(f"\n{size}: median ms, ratio, peak MiB of the process; transformers' eager float32 took")
+    print(f"{usual:.0f} ms, the median of {min(baselines):.0f} to {max(baselines):.0f}")
+    for graph, runtime, ms, peak in rows:
+        print(f"{graph:14}{runtime:20}{ms:8.1f}{usual / ms:7.2f}{peak:8.0f}", flush=True)
 
 
 def is_peer(graph: str) -> bool:
