@@ -219,9 +219,14 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
                 out = after.get("--out", f"runs/{after.get('--model', 'segformer')}")
                 shutil.rmtree(out, ignore_errors=True)
             assert run(command, folders) == 0, shlex.join(command)
-    rows = re.findall(
-        r"^\| ((?:`\w+`(?:, )?)+) \|", DESIGN.read_text().split("## Checkpoint")[1], re.MULTILINE
-    )
+
+
+def test_a_checkpoint_has_the_documented_keys(tmp_path, trained):
+    table = DESIGN.read_text().split("## Checkpoint")[1]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.MULTILINE)
     documented = set(re.findall(r"\w+", " ".join(rows)))
-    last, average = map(read_checkpoint, ("runs/segformer/last.pt", "runs/uformer.pt"))
-    assert last.keys() | average.keys() == documented
+    average = tmp_path / "uformer.pt"
+    members = [trained(model) / "best.pt" for model in ("unet", "segformer")]
+    assert run_script("ensemble", *members, "--out", average) == 0
+    last = read_checkpoint(trained("segformer") / "last.pt")
+    assert last.keys() | read_checkpoint(average).keys() == documented
