@@ -87,13 +87,13 @@ def training_arguments(description: str) -> Namespace:
     parser.set_defaults(**{name: value for name, value in row.items() if name in args})
     parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     args = parser.parse_args()
+    args.given = given
     check_training(parser, args)
     if isinstance(args.encoder_weights, list) and len(args.encoder_weights) == 1:
         [args.encoder_weights] = args.encoder_weights
     if not args.init:
         args.decoder = args.decoder or "conv"
     args.max_minutes = args.max_minutes or None
-    args.given = given
     args.out = args.out or f"runs/{args.model}"
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
         args.resume = True
@@ -274,8 +274,12 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
         parser.error("--init brings its encoders: leave --encoder-weights out")
     if args.freeze_encoder and args.encoder_lr != parser.get_default("encoder_lr"):
         parser.error("--freeze-encoder leaves --encoder-lr nothing to train: drop one of them")
-    if args.model == "unet" and (args.variant != "b0" or args.decoder):
-        parser.error("--variant and --decoder are SegFormer's: leave them out for a U-Net")
+    of_segformer = {"drop_path", "dropout"} & {*args.given}
+    if args.model == "unet" and (args.variant != "b0" or args.decoder or of_segformer):
+        parser.error(
+            "--variant, --decoder, --drop-path and --dropout are SegFormer's: "
+            "leave them out for a U-Net"
+        )
     if args.fit_all and row_of(args).decay is None:
         parser.error(
             "--fit-all leaves no val, on which --recipe deck lowers its learning rate: "
