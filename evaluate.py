@@ -10,6 +10,7 @@ torchrun --nproc_per_node=4 evaluate.py runs/segformer/best.pt
 """
 
 import json
+import signal
 import sys
 import time
 import warnings
@@ -66,7 +67,8 @@ ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth 
 def main() -> None:
     args = evaluation_arguments(__doc__.split("\n\n")[0])
     device = distributed.setup(args.device)
-    if args.export:
+    if args.export is not None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and clean up
         if distributed.rank() == 0:
             model, meta = load_model(args.checkpoints[0])
             print(export(model, args.export, meta))
@@ -79,7 +81,7 @@ def main() -> None:
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
         model, meta = load_model(args.checkpoints[0])
-        meta.setdefault("palette", numbered_classes(len(meta["classes"])).palette)
+        meta["palette"] = meta.get("palette") or numbered_classes(len(meta["classes"])).palette
         predict_folder(model.to(device), meta, Path(args.images), Path(args.out), how)
         return
 

@@ -323,16 +323,18 @@ def evaluation_arguments(description: str) -> Namespace:
         help="write the model for other programs, alone: .pt2, .onnx, or a folder for transformers",
     )
     args = parser.parse_args()
+    if args.export is not None:
+        usual = vars(parser.parse_args([args.checkpoints[0], "--export", args.export]))
+        if vars(args) != usual:
+            parser.error("--export takes one checkpoint and no other flag")
     scoring = len(args.checkpoints) > 1 or args.json or args.split or args.data
-    if scoring and (args.images or args.export):
+    if scoring and args.images:
         parser.error(
-            "--images and --export take one checkpoint, and neither --json, --split nor --data, "
+            "--images takes one checkpoint, and neither --json, --split nor --data, "
             "which are for scores"
         )
     if args.json in args.checkpoints:
         parser.error("--json would replace the checkpoint: name another file")
-    if args.export and (args.images or args.out):
-        parser.error("--export goes with neither --images nor --out")
     if args.images and not args.out:
         parser.error("--images needs --out, the folder for the predictions")
     return args

@@ -196,10 +196,11 @@ def test_what_cannot_be_done_is_said_in_one_line(
     images += ("--out", tmp_path)
     for flags in ((checkpoint, *images), (*images, "--split", "all"), (*images, "--data", ".")):
         assert run_script("evaluate", checkpoint, *flags) == 2
-        assert "take one checkpoint, and neither" in capsys.readouterr().err
-    for flags in (("--split", "val"), ("--data", "."), ("--out", tmp_path)):
+        assert "takes one checkpoint, and neither" in capsys.readouterr().err
+    for flags in (("--split", "val"), ("--out", tmp_path), ("--tile", 64), ("--amp",), images[:2]):
         assert run_script("evaluate", checkpoint, "--export", tmp_path / "a.pt2", *flags) == 2
-        assert "neither" in capsys.readouterr().err
+        assert "no other flag" in capsys.readouterr().err
+    assert run_script("evaluate", checkpoint, "--export", "") == 2
     assert run_script("evaluate", checkpoint, "--json", checkpoint) == 2
     assert "--json would replace the checkpoint" in capsys.readouterr().err
 

@@ -4,7 +4,9 @@ Tracing takes half a minute, so the default suite runs what is traced without a 
 """
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +191,21 @@ def test_onnx_runtime_gives_the_same_logits(kind, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_openvino_predicts_large_images_after_small_ones(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    openvino = pytest.importorskip("openvino")
+    model = make("mlp")
+    export(model, tmp_path / "model.onnx")
+    core = openvino.Core()
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(tmp_path / "model.onnx"), "CPU", exact)
+    assert_same_logits(
+        model, lambda image: torch.from_numpy(compiled(image.numpy())[0]), "32x32 128x128 35x1000"
+    )
+
+
 def test_the_form_alone_is_checked_without_onnxruntime(tmp_path, monkeypatch):
     def write(model, file, facts) -> None:
         file.write_bytes(b"graph")
@@ -221,6 +238,7 @@ def test_a_folder_for_transformers_holds_the_same_model(tmp_path):
     [
         ("unet", "model.engine", (".engine", ".pt2", ".onnx")),
         ("unet", "model.mlmodel", (".mlmodel",)),
+        ("unet", ".onnx", (".onnx is not written here",)),
         ("unet", "missing/model.pt2", ("no folder", "missing")),
         ("unet", "missing/folder", ("no folder", "missing")),
         ("unet", "folder", ("decoder mlp", ".onnx")),
@@ -267,12 +285,48 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_needs_no_data(tmp_path, capsys):
-    model = make("mlp")
+def save_mlp(folder: Path, image_size: list[int] | None = None) -> None:
+    """A checkpoint best.pt whose data are gone."""
     config = {"model": "segformer", "num_classes": 3, "decoder": "mlp", **NORMS}
-    about = {"config": config, "model": model.state_dict(), **META}
-    about["data"] = {"root": "/nowhere", "image_size": None, "splits": {}}
-    save_checkpoint(tmp_path / "best.pt", about)
+    about = {"config": config, "model": make("mlp").state_dict(), **META}
+    about["data"] = {"root": "/nowhere", "image_size": image_size, "splits": {}}
+    save_checkpoint(folder / "best.pt", about)
+
+
+def test_a_folder_predicts_images_as_the_checkpoint_does(tmp_path):
+    save_mlp(tmp_path, [64, 96])
+    assert run_script("evaluate", tmp_path / "best.pt", "--export", tmp_path / "folder") == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    for model in ("best.pt", "folder"):
+        flags = ("--images", tmp_path / "photos", "--out", tmp_path / f"of {model}")
+        assert run_script("evaluate", tmp_path / model, *flags) == 0
+    one, other = (tmp_path / f"of {model}" / "labels" / "a.png" for model in ("best.pt", "folder"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_link_stays_a_link_to_what_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    export(make("mlp"), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "config.json").exists()
+
+
+def test_what_a_terminated_export_wrote_is_removed(tmp_path, monkeypatch):
+    save_mlp(tmp_path)
+
+    def write(model, folder, facts) -> None:
+        folder.mkdir()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(exports, "write_huggingface", write)
+    assert run_script("evaluate", tmp_path / "best.pt", "--export", tmp_path / "folder") == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_the_command_needs_no_data(tmp_path, capsys):
+    save_mlp(tmp_path)
     target = ("--export", tmp_path / "folder")
     assert run_script("evaluate", tmp_path / "best.pt", *target, "--json", "scores.json") == 2
     assert run_script("evaluate", tmp_path / "best.pt", tmp_path / "best.pt", *target) == 2

@@ -39,7 +39,7 @@ def export(model: nn.Module, file: str | Path, meta: dict | None = None) -> str:
     an .onnx is checked for its form alone where onnxruntime is not installed.
     BadInput, with nothing written, if the file cannot be, or differs from the model.
     """
-    file = Path(file)
+    file = Path(os.path.realpath(file))  # a link stays one
     check_target(model, file)
     facts = facts_of(meta or {})
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
@@ -71,7 +71,7 @@ def check_target(model: nn.Module, file: Path) -> None:
         missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
         if missing:
             raise BadInput(f"--export {file} needs more packages: pip install {' '.join(missing)}")
-    elif file.suffix == "":
+    elif file.suffix == "" and not file.name.startswith("."):
         if not isinstance(model, SegFormer) or not isinstance(model.decoder, MLPDecoder):
             raise BadInput(
                 f"--export {file}: Hugging Face's format is for SegFormer with the decoder mlp: "
@@ -87,7 +87,7 @@ def check_target(model: nn.Module, file: Path) -> None:
             raise BadInput(f"--export {file} is not an empty folder: choose another")
     elif file.suffix != ".pt2":
         raise BadInput(
-            f"--export {file}: {file.suffix} is not written here: "
+            f"--export {file}: {file.suffix or file.name} is not written here: "
             "give a name ending in .pt2 or .onnx, or without ending a folder for Hugging Face"
         )
 

@@ -64,9 +64,12 @@ def with_scales_reversed(weights: State) -> State:
 def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
     """A published SegFormer, in eval mode, and what is known of the keys of a checkpoint.
 
-    Its data have no root, and there is no palette. reduced_labels: see SegFormer.
+    Its data have no root. reduced_labels: see SegFormer. The image size of the training and the
+    palette are known of what `export` wrote.
     """
     model = load_segformer(SegFormer, weights)
+    config_file = weights.path.with_name("config.json")
+    facts = read_json(config_file).get("facts", {}) if config_file.exists() else {}
     config = {
         "model": "segformer",
         "num_classes": len(model.classes),
@@ -77,8 +80,9 @@ def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
     return model, {
         "config": config,
         "classes": model.classes,
+        "palette": facts.get("palette"),
         "reduced_labels": model.reduced_labels,
-        "data": {"root": None, "splits": {"train": []}, "image_size": None},
+        "data": {"root": None, "splits": {"train": []}, "image_size": facts.get("image_size")},
         "loss": {"alpha": 0.3, "beta": 0.7},
         "args": {},
         "encoder_weights": weights.record,
