@@ -47,7 +47,8 @@ def attend_in_graph(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     L = key.shape[2]
     key, value = (torch.cat((each, each[:, :, :1]), 2) for each in (key, value))
     bias = torch.where(torch.arange(L + 1) < L, 0.0, -torch.inf)
-    return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype)[None])
+    bias = bias.to(query.dtype).expand(query.shape[2], -1)
+    return F.scaled_dot_product_attention(query, key, value, bias)
 
 
 def merge_patches(
