@@ -36,7 +36,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if lock.tell() == 0:
+            if os.fstat(lock.fileno()).st_size == 0:  # it may have been made since it was opened
                 make(folder)
                 lock.write("made")
         return folder
@@ -91,7 +91,10 @@ def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> Non
 
 
 def run_script(name: str, *arguments: object) -> int:
-    """Run train, evaluate or ensemble as its command line would, in this process -> exit code."""
+    """Run train, evaluate or ensemble as its command line would, in this process -> exit code.
+
+    On a CPU, where a run repeats bit for bit, unless the arguments name another device.
+    """
     from segmentation.errors import exit_on_bad_input
 
     script = importlib.import_module(name)
@@ -101,6 +104,7 @@ def run_script(name: str, *arguments: object) -> int:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        patch.setattr("torch.cuda.is_available", lambda: False)
         try:
             exit_on_bad_input(script.main)
         except SystemExit as end:

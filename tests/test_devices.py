@@ -276,6 +276,28 @@ if __name__ == "__main__":
 """
 
 
+# What train.py still has to import in a worker.
+WORKER = """
+import sys
+from importlib import import_module
+from segmentation.training.workers import PRELOADED
+
+for name in PRELOADED:
+    import_module(name)
+before = set(sys.modules)
+import train
+print(*(name for name in set(sys.modules) - before if name.startswith("torch")))
+"""
+
+
+def test_what_forks_workers_has_imported_what_takes_long():
+    """Otherwise every worker imports it, one after the other, before the first step."""
+    command = [sys.executable, "-c", WORKER]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.slow
 def test_workers_of_a_gpu_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_path):
     """So does the process without CUDA that forks them. torchrun signals all of a rank's group."""

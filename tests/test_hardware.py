@@ -369,6 +369,8 @@ def test_prepared_processes_keep_freed_memory_for_the_next_tensors():
 
 @pytest.mark.usefixtures("settings")
 def test_on_a_gpu_products_are_tf32_and_only_training_searches_for_kernels(monkeypatch):
+    torch.set_float32_matmul_precision("highest")  # tests on a GPU may have changed them
+    torch.backends.cudnn.benchmark = False
     prepare(CPU, amp=False)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.benchmark

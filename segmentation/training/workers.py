@@ -13,7 +13,13 @@ from ..errors import BadInput
 from ..models.layers import SMALLEST_SIDE
 from .clock import SIGNALS
 
-PRELOADED = "segmentation.data.samples"  # imported once, by the process that workers fork from
+# Imported once, by the process that workers fork from. Each worker imports the script, train.py, one
+# after the other; these are what takes seconds in it.
+PRELOADED = [
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "segmentation.data.samples",
+]
 
 
 def ignore_signals(worker: int = 0) -> None:
@@ -35,7 +41,7 @@ def worker_context(device: torch.device, workers: int) -> BaseContext | None:
     if device.type != "cuda" or not workers:
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # first, because starting it unblocks signals
     # Blocked here until the server runs. The server inherits the mask and blocks them for good.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
