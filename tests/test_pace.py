@@ -3,7 +3,9 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_script
@@ -117,6 +119,21 @@ def test_measuring_changes_nothing():
     config = {"model": "unet", "num_classes": 3}
     model = build_model(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert pace.pixels_a_second(model, TverskyCrossEntropy(), amp=False) > 0
+    speed = pace.pixels_a_second(model, TverskyCrossEntropy(), False, (2, 32, 64))
+    assert speed > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("device", "shape"), [("cpu", pace.ON_A_CPU), ("meta", (16, 60, 80))])
+def test_a_device_that_small_steps_leave_idle_is_timed_on_whole_ones(device, shape, monkeypatch):
+    timed = []
+    monkeypatch.setattr(pace, "pixels_a_second", lambda *args: timed.append(args[-1]) or 1e6)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", "fast", "--max-minutes", "1"])
+    data = SimpleNamespace(
+        splits={"train": ["a.png"], "val": []},
+        pixel_counts={"train": [5, 5]},
+        image=lambda name: np.zeros((60, 80, 3), np.uint8),
+    )
+    pace.fit_recipe(FAST, training_arguments(""), torch.nn.Linear(1, 1, device=device), data)
+    assert timed == [shape]

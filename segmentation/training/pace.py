@@ -11,12 +11,12 @@ from torch import nn
 from torch.func import functional_call
 
 from ..arguments import as_text
-from ..distributed import all_reduce_sum, alone, say
+from ..distributed import all_reduce_sum, alone, say, world_size
 from ..models import build_model
 from ..models.layers import DropPath, KeyedDropout
 from ..recipes import LONGER, PASSES, Recipe, criterion_for
 
-SIDE, IMAGES = 256, 4  # of the square images, in pixels, that a step is timed on
+ON_A_CPU = (4, 256, 256)  # images, height, width of the step that is timed there
 WARM_UP = 2  # steps before it
 FEWEST = 300  # images: a smaller set takes as many steps to learn as one of so many
 # Samples of an epoch, at least, and per image of val. Scoring an image takes a third of the time of
@@ -60,7 +60,11 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     names = data.splits["train"]
     height, width = args.crop or data.image(names[0]).shape[:2]
     criterion = criterion_for(recipe, data.pixel_counts["train"])
-    own_speed = pixels_a_second(model, criterion, args.amp) / (height * width)
+    # A GPU is idle in small steps: there the step is a whole one.
+    shape = (math.ceil(recipe.batch_size / world_size()), height, width)
+    if next(model.parameters()).device.type == "cpu":
+        shape = ON_A_CPU
+    own_speed = pixels_a_second(model, criterion, args.amp, shape) / (height * width)
     speed = all_reduce_sum(torch.tensor(own_speed)).item()  # of all ranks, images a second
     images = max(FEWEST, len(names))
     passes = 60 * args.max_minutes * speed / images
@@ -94,14 +98,20 @@ def for_time(recipe: Recipe, passes: float) -> Recipe:
     return replace(recipe, **changes)
 
 
-def pixels_a_second(model: nn.Module, criterion: nn.Module, amp: bool) -> float:
-    """How many this rank trains on, but for the optimizer's part; the model stays as it is."""
+def pixels_a_second(
+    model: nn.Module, criterion: nn.Module, amp: bool, shape: tuple[int, int, int]
+) -> float:
+    """How many this rank trains on, but for the optimizer's part; the model stays as it is.
+
+    shape: images, height and width of the step that is timed.
+    """
     weights = dict(model.named_parameters())
     device = next(iter(weights.values())).device
     trained = [weight for weight in weights.values() if weight.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    image = torch.rand(IMAGES, 3, SIDE, SIDE, device=device)
-    mask = torch.zeros(IMAGES, SIDE, SIDE, dtype=torch.int64, device=device)
+    images, height, width = shape
+    image = torch.rand(images, 3, height, width, device=device)
+    mask = torch.zeros(shape, dtype=torch.int64, device=device)
     criterion.to(device)
     for _ in range(1 + WARM_UP):
         began = time.monotonic()
@@ -111,7 +121,7 @@ def pixels_a_second(model: nn.Module, criterion: nn.Module, amp: bool) -> float:
             loss = criterion(logits, mask)
         gradients = torch.autograd.grad(loss, trained)
         gradients[0].sum().item()  # waits for the device
-    return IMAGES * SIDE**2 / (time.monotonic() - began)
+    return images * height * width / (time.monotonic() - began)
 
 
 def set_dropout(model: nn.Module, config: dict, recipe: Recipe) -> None:

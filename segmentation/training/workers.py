@@ -13,8 +13,8 @@ from ..errors import BadInput
 from ..models.layers import SMALLEST_SIDE
 from .clock import SIGNALS
 
-# Imported once, by the process that workers fork from. Each worker imports the script, train.py, one
-# after the other; these are what takes seconds in it.
+# Imported once, by the process that workers fork from. Each worker imports train.py, one after the
+# other; these take seconds of it.
 PRELOADED = [
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
