@@ -77,8 +77,6 @@ PASSES = (10.0, 80.0)
 UNET = {"fast": {"batch_size": 8, "lr": 4e-3}}
 # From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
 TRAINED = {"fast": {"encoder_lr": 0.1, "alpha": 0.5, "beta": 0.5, "coarse": (0.0, 0.5)}}
-# A U-Net from an encoder that knows photographs alone learns more from objects of many sizes.
-TRAINED_UNET = {"fast": {"scales": (0.5, 2.0)}}
 # The built-in scenes: epochs that fit five minutes on two cores.
 SCENES = {"deck": {"epochs": 24, "batch_size": 8, "augment": 120}}
 
@@ -93,8 +91,6 @@ def recipe_for(name: str, model: str, data: str, trained: bool = False) -> Recip
         changes |= TRAINED.get(name, {})
     if model == "unet":
         changes |= UNET.get(name, {})
-        if trained:
-            changes |= TRAINED_UNET.get(name, {})
     if data == "scenes":
         changes |= SCENES.get(name, {})
     return replace(RECIPES[name], **changes)

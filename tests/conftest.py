@@ -104,8 +104,8 @@ def run_script(name: str, *arguments: object) -> int:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        if "cuda" not in arguments:
-            patch.setattr("torch.cuda.is_available", lambda: False)
+        for device in {"cuda", "backends.mps"} - {*map(str, arguments)}:
+            patch.setattr(f"torch.{device}.is_available", lambda: False)
         try:
             exit_on_bad_input(script.main)
         except SystemExit as end:

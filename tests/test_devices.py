@@ -253,12 +253,14 @@ JOB = """
 import multiprocessing.forkserver as server, os, signal
 import torch
 import train
+from segmentation.training.workers import PRELOADED
 
 make_loader, poll, calls = train.make_loader, train.Clock.poll, []
 
 def as_on_cuda(samples, order, workers, device):
     loader = make_loader(samples, order, workers, torch.device("cuda"))
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
+    assert server._forkserver._preload_modules == PRELOADED
     return loader
 
 def late(clock):
@@ -291,7 +293,7 @@ print(*(name for name in set(sys.modules) - before if name.startswith("torch")))
 
 
 def test_what_forks_workers_has_imported_what_takes_long():
-    """Otherwise every worker imports it, one after the other, before the first step."""
+    """Otherwise every worker imports these modules, one after the other, before the first step."""
     command = [sys.executable, "-c", WORKER]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -302,7 +302,7 @@ def seam_ratios(tile: int) -> list[float]:
     for layer in layers[::2]:
         nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
     image = F.interpolate(torch.rand(6, 3, 160, 160), size=(480, 480), mode="bicubic").clamp(0, 1)
-    centre = nn.BatchNorm2d(3, eps=1e-12, affine=False).eval()
+    centre = nn.BatchNorm2d(3, eps=1e-12, affine=False).eval()  # torch 2.11 refuses 0
     centre.running_mean.fill_(0.2)
     labels = predict(nn.Sequential(centre, model), image, tile=tile).argmax(1)
     ratios = []

@@ -125,9 +125,15 @@ def test_measuring_changes_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("device", "shape"), [("cpu", pace.ON_A_CPU), ("meta", (16, 60, 80))])
-def test_a_device_that_small_steps_leave_idle_is_timed_on_whole_ones(device, shape, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "ranks", "shape"),
+    [("cpu", 1, pace.ON_A_CPU), ("meta", 1, (16, 60, 80)), ("meta", 3, (5, 60, 80))],
+)
+def test_a_device_that_small_steps_leave_idle_is_timed_on_whole_ones(
+    device, ranks, shape, monkeypatch
+):
     timed = []
+    monkeypatch.setattr(pace, "world_size", lambda: ranks)
     monkeypatch.setattr(pace, "pixels_a_second", lambda *args: timed.append(args[-1]) or 1e6)
     monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", "fast", "--max-minutes", "1"])
     data = SimpleNamespace(

@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from segmentation import SegFormer
-from segmentation.recipes import (
-    DECK,
-    FAST,
-    RECIPES,
-    optimizer_for,
-    recipe_for,
-    set_learning_rate,
-)
+from segmentation.recipes import FAST, RECIPES, optimizer_for, set_learning_rate
 from segmentation.training.parallel import load_optimizer_state, whole_optimizer_state
 
 CPU = torch.device("cpu")
@@ -59,11 +52,3 @@ def test_an_optimizers_state_fits_another_grouping():
     for parameter, entry in one.state.items():
         assert all(torch.equal(value, two.state[parameter][key]) for key, value in entry.items())
     assert {group["lr_share"] for group in two.param_groups} == {0.1, 1.0}
-
-
-@pytest.mark.parametrize("model", ["segformer", "unet", "uformer"])
-def test_from_trained_weights_a_unet_alone_sees_more_scales(model):
-    assert recipe_for("fast", model, "DIR").scales == FAST.scales
-    wide = (0.5, 2.0) if model == "unet" else FAST.scales
-    assert recipe_for("fast", model, "DIR", trained=True).scales == wide
-    assert recipe_for("deck", model, "DIR", trained=True).scales == DECK.scales

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from segmentation.checkpoint import save_checkpoint
+from segmentation.errors import BadInput
 from segmentation.models.segformer import SegFormer
 from segmentation.models.uformer import UFormer
 from segmentation.models.unet import ResNet18UNet
@@ -179,6 +180,16 @@ def test_half_precision_becomes_float32(dtype, state, encoder, tmp_path):
     for name, tensor in model.encoder.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, encoder[name].to(dtype).float())
+
+
+def test_variances_that_float16_cannot_hold_are_refused(tmp_path):
+    """They would be infinite: training looks at the batch's own, and predictions would be wrong."""
+    state = ResNet18UNet(2).encoder.state_dict()
+    state["bn1.running_var"][3] = 70_000
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    file = saved(tmp_path, half)
+    with pytest.raises(BadInput, match=r"not finite are bn1\.running_var$"):
+        load_encoder_weights(ResNet18UNet(2), file)
 
 
 def test_where_both_lie_safetensors_are_taken(state, published, tmp_path):

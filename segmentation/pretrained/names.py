@@ -140,6 +140,7 @@ def translate(state: State, model: nn.Module, names: Names, path: Path) -> State
     """
     translated = {}
     missing, left_over, reshaped = [], dict.fromkeys(state), []
+    infinite = []  # float16 holds no variance beyond 65504
     for key, ours in model.state_dict().items():
         layer, _, kind = key.rpartition(".")
         theirs = [f"{name}.{kind}" for name in names[layer]]
@@ -151,6 +152,7 @@ def translate(state: State, model: nn.Module, names: Names, path: Path) -> State
             if kind != "num_batches_tracked":
                 missing += absent
             continue
+        infinite += [name for name in theirs if not state[name].isfinite().all()]
         tensor, *second = [state[name] for name in theirs]
         shape = shape_text(tensor)
         if second and second[0].shape == tensor.shape:
@@ -165,6 +167,7 @@ def translate(state: State, model: nn.Module, names: Names, path: Path) -> State
         "it lacks": missing,
         "it has left over": list(left_over),
         "of another shape are": reshaped,
+        "not finite are": infinite,
     }
     told = [f"{what} {shorten(keys, 30)}" for what, keys in problems.items() if keys]
     if told:

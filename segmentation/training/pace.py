@@ -15,6 +15,7 @@ from ..distributed import all_reduce_sum, alone, say, world_size
 from ..models import build_model
 from ..models.layers import DropPath, KeyedDropout
 from ..recipes import LONGER, PASSES, Recipe, criterion_for
+from .workers import check_batch
 
 ON_A_CPU = (4, 256, 256)  # images, height, width of the step that is timed there
 WARM_UP = 2  # steps before it
@@ -60,8 +61,9 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     names = data.splits["train"]
     height, width = args.crop or data.image(names[0]).shape[:2]
     criterion = criterion_for(recipe, data.pixel_counts["train"])
-    # A GPU is idle in small steps: there the step is a whole one.
-    shape = (math.ceil(recipe.batch_size / world_size()), height, width)
+    check_batch(recipe.batch_size, height, width)
+    # A GPU waits for the host in small steps: there a rank's share of a batch is timed.
+    shape = (max(2, recipe.batch_size // world_size()), height, width)
     if next(model.parameters()).device.type == "cpu":
         shape = ON_A_CPU
     own_speed = pixels_a_second(model, criterion, args.amp, shape) / (height * width)

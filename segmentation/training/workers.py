@@ -13,8 +13,8 @@ from ..errors import BadInput
 from ..models.layers import SMALLEST_SIDE
 from .clock import SIGNALS
 
-# Imported once, by the process that workers fork from. Each worker imports train.py, one after the
-# other; these take seconds of it.
+# Imported once, by the process that workers fork from. Each worker imports train.py before the next
+# one starts, and these modules take most of that time.
 PRELOADED = [
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",

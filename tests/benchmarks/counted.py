@@ -6,10 +6,12 @@
 costs: seconds an image, by its pixels, of a training step (sample, forward, backward, optimizer)
 and of scoring, for both models, in bfloat16. train: train.py with these flags and a clock that only
 counts such seconds: it takes the steps, sizes and learning rates that the core would have come to,
-and the same command takes the same again.
+and the same command takes the same again. The costs are those of one process, the default variant
+and decoder, nothing frozen, at the recipe's batch size.
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
-from segmentation.errors import exit_on_bad_input
+from segmentation.errors import BadInput, exit_on_bad_input
 from segmentation.evaluation.inference import Prediction, predict_labels
 from segmentation.hardware import prepare
 from segmentation.models import build_model
@@ -71,24 +73,29 @@ def measure(out: str) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of a call: the mean over SECONDS of calls, after one."""
+    """Seconds of a call: the median over SECONDS of calls, after one."""
     work()
-    calls, began = 0, time.monotonic()
-    while time.monotonic() - began < SECONDS:
+    found: list[float] = []
+    while sum(found) < SECONDS:
+        began = time.monotonic()
         work()
-        calls += 1
-    return (time.monotonic() - began) / calls
+        found.append(time.monotonic() - began)
+    return statistics.median(found)
 
 
 def train_counted(costs_file: str, flags: list[str]) -> None:
     """train.py with these flags, its clock counted."""
     name = flags[flags.index("--model") + 1] if "--model" in flags else "segformer"
-    costs = json.loads(Path(costs_file).read_text())[name]
+    costs = json.loads(Path(costs_file).read_text()).get(name)
+    if costs is None or "--resume" in flags:
+        raise BadInput("only whole runs of segformer and unet can be counted")
     used = 0.0
 
     def charge(kind: str, image: Sequence[int], images: int) -> None:
         nonlocal used
         pixels, seconds = zip(*costs[kind], strict=True)
+        if not pixels[0] <= image[-2] * image[-1] <= pixels[-1]:
+            raise BadInput(f"{costs_file} has no costs of {image[-2]} x {image[-1]} pixels")
         used += images * float(np.interp(image[-2] * image[-1], pixels, seconds))
 
     def counted_step(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Training and prediction on one GPU: images a second beside the peers', and where a step goes.
+"""Training on one GPU: images a second beside the peers', and where a step goes.
 
     python tests/benchmarks/gpu.py               # eager, a minute
-    python tests/benchmarks/gpu.py --compiled    # by torch.compile too
+    python tests/benchmarks/gpu.py --compiled    # bfloat16 by torch.compile alone
 
 Peers: transformers' SegFormer-B0, segmentation_models.pytorch's Unet("resnet18"), as their users
 run them: NCHW, cross entropy, AdamW. Ours: train.py's own step (Tversky loss and cross entropy,
@@ -72,7 +72,7 @@ def main() -> None:
     prepare(GPU, True)
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"{'training, images/s (busy)':34}" + "".join(f"{shape!s:>20}" for shape in SHAPES))
+    print(f"{'training, images/s (busy)':46}" + "".join(f"{shape!s:>20}" for shape in SHAPES))
     for name, make in (OURS | PEERS).items():
         for amp, compiled in modes:
             title = f"{name}{', bfloat16' if amp else ''}{', compiled' if compiled else ''}"
@@ -86,7 +86,7 @@ def main() -> None:
                 except Exception as error:  # one row's, and the next may work
                     cells.append(type(error).__name__)
                 torch.cuda.empty_cache()
-            print(f"{title:34}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+            print(f"{title:46}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
     for name in ("SegFormer-B0, conv", "U-Net"):
         step = our_step(OURS[name](), SHAPES[1], True, False)
         step()
