@@ -134,6 +134,8 @@ def main() -> None:
     train_mode(model)
 
     # 5. What the recipe leaves to the time limit.
+    size = args.crop or data.image(data.splits["train"][0]).shape[:2]
+    check_batch(recipe.batch_size, *size)
     recipe = settle_recipe(recipe, args, saved, model, config, data)
     samples = TrainingSamples(
         data,
@@ -148,7 +150,6 @@ def main() -> None:
     order = EpochOrder(len(samples), recipe.batch_size, seed=args.seed, rank=place, world=places)
     workers = usual_workers(device) if args.workers is None else args.workers
     loader = make_loader(samples, order, workers, device)
-    check_batch(recipe.batch_size, *samples.size)
 
     # 6. Loss, memory, ranks.
     criterion = criterion_for(recipe, data.pixel_counts["train"]).to(device)
@@ -157,7 +158,7 @@ def main() -> None:
         model,
         criterion,
         recipe.batch_size / ranks,  # a pipeline's ranks share the memory: this is their mean
-        samples.size,
+        size,
         amp=args.amp,
         compiled=args.compile,
         shards=1 if args.parallel == "ddp" else ranks,

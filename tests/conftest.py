@@ -93,7 +93,7 @@ def assert_same_counts(found: list[list[int]], expected: list[list[int]]) -> Non
 def run_script(name: str, *arguments: object) -> int:
     """Run train, evaluate or ensemble as its command line would, in this process -> exit code.
 
-    On a CPU, where a run repeats bit for bit, unless the arguments name another device.
+    On a CPU, where a run repeats bit for bit, unless the arguments name a device.
     """
     from segmentation.errors import exit_on_bad_input
 
@@ -104,8 +104,9 @@ def run_script(name: str, *arguments: object) -> int:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        for device in {"cuda", "backends.mps"} - {*map(str, arguments)}:
-            patch.setattr(f"torch.{device}.is_available", lambda: False)
+        if "--device" not in arguments:
+            patch.setattr("torch.cuda.is_available", lambda: False)
+            patch.setattr("torch.backends.mps.is_available", lambda: False)
         try:
             exit_on_bad_input(script.main)
         except SystemExit as end:

@@ -74,11 +74,6 @@ class TrainingSamples(Dataset):
                     "use --crop H W for random windows or --image-size H W to resize all images"
                 )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of a sample that is not shrunk."""
-        return self.crop or self.data.image(self.names[0]).shape[:2]
-
     def __len__(self) -> int:
         return len(self.names) + self.augment
 

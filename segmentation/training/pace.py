@@ -15,7 +15,6 @@ from ..distributed import all_reduce_sum, alone, say, world_size
 from ..models import build_model
 from ..models.layers import DropPath, KeyedDropout
 from ..recipes import LONGER, PASSES, Recipe, criterion_for
-from .workers import check_batch
 
 ON_A_CPU = (4, 256, 256)  # images, height, width of the step that is timed there
 WARM_UP = 2  # steps before it
@@ -61,8 +60,8 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     names = data.splits["train"]
     height, width = args.crop or data.image(names[0]).shape[:2]
     criterion = criterion_for(recipe, data.pixel_counts["train"])
-    check_batch(recipe.batch_size, height, width)
-    # A GPU waits for the host in small steps: there a rank's share of a batch is timed.
+    # A GPU waits for the host in small steps: there a rank's share of a batch is timed, of two
+    # images or more for BatchNorm.
     shape = (max(2, recipe.batch_size // world_size()), height, width)
     if next(model.parameters()).device.type == "cpu":
         shape = ON_A_CPU
