@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from segmentation.models.layers import (
     IMAGENET_MEAN,
@@ -51,6 +52,19 @@ def test_keyed_numbers_are_uniform_and_each_images_own():
         (numbers.flatten(1)[:-1, 1:].flatten(), numbers.flatten(1)[1:, :-1].flatten())
     )
     assert abs(torch.corrcoef(next_key)[0, 1]) < 0.02  # not the last key's numbers, one place on
+
+
+def test_keys_are_no_index_arithmetic_to_a_compiler():
+    """torch's compiler folds an arange times a constant into an index, which no GPU can hold."""
+
+    def drawn(keys):
+        return keyed_uniform(keys, torch.arange(4)[:, None], (3,))
+
+    aten = torch.ops.aten
+    graph = make_fx(drawn)(torch.arange(2)).graph
+    products = [node.args[0] for node in graph.nodes if node.target == aten.mul.Tensor]
+    factors = {node.target for node in products}
+    assert factors == {aten.bitwise_and.Scalar, aten.bitwise_xor.Tensor, aten._to_copy.default}
 
 
 def test_keyed_dropout_keeps_the_mean_and_is_off_in_eval_mode():

@@ -73,7 +73,10 @@ def keyed_uniform(
         return x ^ shift_right(x, 31)
 
     golden = -0x61C8864680B583EB
-    stream = salt * golden & (2**62 - 1)  # the same from an int, which does not overflow
+    low = 2**62 - 1  # bits that are the same from an int, which does not overflow
+    # The first mask changes no bit: it keeps torch's compiler from folding the product of an arange
+    # into an index expression, whose constants no GPU kernel can hold.
+    stream = (salt & low) * golden & low
     seeds = mix(keys + stream)
     counter = torch.arange(math.prod(shape), device=keys.device)
     bits = mix(seeds[..., None] + counter)

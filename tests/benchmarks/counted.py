@@ -36,7 +36,7 @@ from segmentation.training.frozen import train_mode
 from segmentation.training.step_loss import CountingLoss
 
 CLASSES = 11
-SIZES = [(90, 120), (100, 150), (180, 240), (200, 300), (360, 480), (400, 600)]
+SIZES = [(64, 64), (90, 120), (100, 150), (180, 240), (200, 300), (360, 480), (400, 600)]
 SECONDS = 8.0  # that a size is timed for, after one step
 SAMPLE = 0.003  # seconds to prepare a sample
 
