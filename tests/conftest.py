@@ -115,3 +115,16 @@ def run_script(name: str, *arguments: object) -> int:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return 0
+
+
+@pytest.fixture
+def settings():
+    """After the test, what `hardware.prepare` sets is as it was."""
+    import torch
+
+    precision, search = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    attention = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(attention)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = search

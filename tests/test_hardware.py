@@ -321,15 +321,6 @@ CARDS = [
 ]
 
 
-@pytest.fixture
-def settings():
-    """What `prepare` sets, as it was."""
-    precision, search = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    yield
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.benchmark = search
-
-
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize(("name", "capability", "built_for", "amp", "reason"), CARDS)
 def test_cards_torch_cannot_use_are_refused(monkeypatch, name, capability, built_for, amp, reason):
@@ -371,13 +362,16 @@ def test_prepared_processes_keep_freed_memory_for_the_next_tensors():
 def test_on_a_gpu_products_are_tf32_and_only_training_searches_for_kernels(monkeypatch):
     torch.set_float32_matmul_precision("highest")  # tests on a GPU may have changed them
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_cudnn_sdp(True)
     prepare(CPU, amp=False)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(hardware, "check_gpu", lambda device, amp: None)
     prepare(GPU, amp=False)
     assert torch.get_float32_matmul_precision() == "high"
     assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     searched = []
     model = Pixelwise()
     model.register_forward_pre_hook(lambda *_: searched.append(torch.backends.cudnn.benchmark))
