@@ -76,7 +76,15 @@ PASSES = (10.0, 80.0)
 # Convolutions learn from smaller batches and larger steps.
 UNET = {"fast": {"batch_size": 8, "lr": 4e-3}}
 # From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
-TRAINED = {"fast": {"encoder_lr": 0.1, "alpha": 0.5, "beta": 0.5, "coarse": (0.0, 0.5)}}
+TRAINED = {
+    "fast": {
+        "batch_size": 8,
+        "encoder_lr": 0.1,
+        "alpha": 0.5,
+        "beta": 0.5,
+        "coarse": (0.0, 0.5),
+    }
+}
 # The built-in scenes: epochs that fit five minutes on two cores.
 SCENES = {"deck": {"epochs": 24, "batch_size": 8, "augment": 120}}
 

@@ -80,7 +80,7 @@ def keyed_uniform(
     seeds = mix(keys + stream)
     counter = torch.arange(math.prod(shape), device=keys.device)
     bits = mix(seeds[..., None] + counter)
-    numbers = shift_right(bits, 40).float() * 2**-24  # 24 bits: as many as float32 holds
+    numbers = shift_right(bits, 40) * 2**-24  # 24 bits: as many as float32 holds
     return numbers.view(*seeds.shape, *shape)
 
 
