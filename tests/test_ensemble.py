@@ -38,6 +38,8 @@ from segmentation.evaluation.weight_search import (
 )
 from segmentation.metrics import class_scores, confusion_matrix
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 ROOT = Path(__file__).parents[1]
 
 
