@@ -10,18 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from conftest import models_are_small, run_script, shrink_models
 
 from segmentation import distributed
 
 ROOT = Path(__file__).resolve().parent.parent
+PRELOADED_FROM = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["train"])
+# All that a child would import, but for what pickled arguments name.
+context.set_forkserver_preload(["train", "torchvision.models", "conftest"])
 
 
 def run_ranks(count: int, work: Callable, *arguments: object) -> None:
     """work(*arguments) in so many processes with the environment that torchrun gives to ranks."""
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = PRELOADED_FROM
     with socket.socket() as free:
         free.bind(("localhost", 0))
         group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
@@ -29,7 +33,9 @@ def run_ranks(count: int, work: Callable, *arguments: object) -> None:
     started = []
     for number in range(count):
         own = group | {"RANK": str(number), "LOCAL_RANK": str(number)}
-        started.append(context.Process(target=rank, args=(own, work, arguments)))
+        started.append(
+            context.Process(target=rank, args=(models_are_small(), own, work, arguments))
+        )
         started[-1].start()
     try:
         for process in started:
@@ -40,8 +46,10 @@ def run_ranks(count: int, work: Callable, *arguments: object) -> None:
             process.kill()
 
 
-def rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
+def rank(small: bool, environment: dict[str, str], work: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    if small:
+        shrink_models(pytest.MonkeyPatch())
     os.environ.update(environment)
     work(*arguments)
     distributed.leave()
@@ -58,8 +66,10 @@ class Kill(NamedTuple):
 def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits: Any) -> int:
     """A script in its own process -> exit code, -N if signal N ended it. limits: see `child`."""
     # Where the fork server finds what it loads once for all children.
-    os.environ["PYTHONPATH"] = str(ROOT)
-    process = context.Process(target=child, args=(name, arguments, kill), kwargs=limits)
+    os.environ["PYTHONPATH"] = PRELOADED_FROM
+    process = context.Process(
+        target=child, args=(models_are_small(), name, arguments, kill), kwargs=limits
+    )
     process.start()
     process.join(240)
     if process.is_alive():
@@ -70,6 +80,7 @@ def run_in_child(name: str, arguments: tuple, kill: Kill | None = None, **limits
 
 
 def child(
+    small: bool,
     name: str,
     arguments: tuple,
     kill: Kill | None,
@@ -83,9 +94,9 @@ def child(
     largest_file: bytes beyond which writing a file fails, as it does on a full disk.
     output: a file for what it says.
     """
-    from conftest import run_script
-
     torch.set_num_threads(1)
+    if small:
+        shrink_models(pytest.MonkeyPatch())
     os.environ.update(environment or {})
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & and nohup ignore these
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

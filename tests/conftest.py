@@ -1,4 +1,4 @@
-"""What tests share: a cache, a folder, trained models, and scripts run in the test's process."""
+"""What tests share: a cache, a folder, small trained models, scripts run in the test's process."""
 
 import fcntl
 import importlib
@@ -50,9 +50,49 @@ def tiny_folder(made_once: Callable[..., Path]) -> Path:
     return made_once("tiny", write_pairs)
 
 
-@pytest.fixture(scope="session")
-def trained(made_once: Callable[..., Path], tiny_folder: Path) -> Callable[[str], Path]:
-    """Of a model the folder of a finished run of three epochs. To be read only."""
+@pytest.fixture(scope="module")
+def small_models():
+    """For a module whose tests are not of the models: U-Net and MiT-b0 of few weights.
+
+    A step on a tiny image, and a checkpoint, take as long as the weights are many. Processes of
+    child_processes.py have these models too; those that a command line starts have not.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_models(patch)
+        yield
+
+
+def shrink_models(patch: pytest.MonkeyPatch) -> None:
+    """The U-Net with an eighth of the channels after its first stage, MiT-b0 with a quarter."""
+    import torchvision
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    from segmentation.models.mix_transformer import VARIANTS
+    from segmentation.models.unet import ResNet18Encoder
+
+    class NarrowResNet(ResNet):
+        def _make_layer(self, block, planes, *more, **options):
+            return super()._make_layer(block, planes // 8, *more, **options)
+
+    def narrow_resnet(weights: None = None) -> ResNet:
+        return NarrowResNet(BasicBlock, [2, 2, 2, 2])
+
+    patch.setattr(torchvision.models, "resnet18", narrow_resnet)
+    patch.setattr(ResNet18Encoder, "channels", (64, 8, 16, 32, 64))
+    patch.setitem(VARIANTS, "b0", ((8, 16, 40, 64), (1, 1, 1, 1)))
+
+
+def models_are_small() -> bool:
+    from segmentation.models.unet import ResNet18Encoder
+
+    return ResNet18Encoder.channels[-1] == 64
+
+
+@pytest.fixture(scope="module")
+def trained(
+    made_once: Callable[..., Path], tiny_folder: Path, small_models: None
+) -> Callable[[str], Path]:
+    """Of a small model the folder of a finished run of three epochs. To be read only."""
 
     def train(model: str, out: Path) -> None:
         rate = {"unet": 0.002, "segformer": 0.001}[model]

@@ -1,6 +1,7 @@
 """What befalls people: odd names, odd sizes, turned photographs, models of one class."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import nn
 from segmentation import ResNet18UNet, SegFormer, predict
 from segmentation.errors import BadInput
 from segmentation.models import build_model
+from segmentation.models.mix_transformer import VARIANTS
+
+pytestmark = pytest.mark.usefixtures("small_models")
 
 FLAGS = "--model unet --encoder-weights none --epochs 1 --batch-size 8 --augment 0 --workers 0"
 FLAGS = FLAGS.split()
@@ -38,7 +42,8 @@ def test_names_in_any_encoding_are_trained_reported_and_predicted(
     assert run_script("train", "--data", data, *FLAGS, "--out", run) == 0
     report = ("--out", tmp_path / "report", "--json", tmp_path / "scores.json", "--split", "all")
     assert run_script("evaluate", run / "best.pt", *report) == 0
-    assert "日本0" in (tmp_path / "report/report.html").read_text("utf-8")
+    # Which images are shown depends on the scores; half of the names are these.
+    assert re.search(r"日本\d", (tmp_path / "report/report.html").read_text("utf-8"))
     assert "b\\udce9ton1" in (tmp_path / "report/scores_by_image.csv").read_text("utf-8")
     images = ("--images", data / "images", "--out", tmp_path / "out")
     assert run_script("evaluate", run / "best.pt", *images) == 0
@@ -124,7 +129,8 @@ def test_a_configuration_or_a_published_model_of_one_class_is_refused(tmp_path: 
     with pytest.raises(BadInput, match="a softmax needs two or more"):
         build_model({"model": "unet", "num_classes": 1})
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_sizes": [32, 64, 160, 256], "decoder_hidden_size": 256}
+    channels, depths = VARIANTS["b0"]
+    sizes = {"hidden_sizes": [*channels], "depths": [*depths], "decoder_hidden_size": 256}
     config = transformers.SegformerConfig(num_labels=1, **sizes)
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "one")
     with pytest.raises(BadInput, match="has one class"):

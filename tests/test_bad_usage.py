@@ -19,6 +19,8 @@ from test_checkpoint import Hostile, truncated
 from segmentation import ResNet18UNet
 from segmentation.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 TINY = "--epochs 1 --batch-size 8 --augment 0 --image-size 32 32"
 FLAGS = f"--model unet --encoder-weights none --device cpu --workers 0 {TINY}".split()
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

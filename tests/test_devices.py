@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerator import Pretended, ranks, train_on
+from conftest import shrink_models
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,6 @@ from segmentation.data.datasets import SegmentationDataset, open_dataset
 from segmentation.evaluation import weight_search
 from segmentation.evaluation.scoring import score_split
 from segmentation.metrics import confusion_matrix
-from segmentation.models.mix_transformer import VARIANTS
 from segmentation.recipes import RECIPES, criterion_for, optimizer_for
 from segmentation.training.parallel import distribute_model
 from segmentation.training.step_loss import CountingLoss
@@ -34,13 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
 MODELS: dict[str, Callable[..., nn.Module]] = {"segformer": SegFormer, "unet": ResNet18UNet}
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # no GPU is found
-SMALLEST = ((8, 16, 40, 64), (1, 1, 1, 1))  # an encoder of a block a stage
 STEPS = 3
 
 
 @pytest.fixture
-def smallest_b0(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VARIANTS, "b0", SMALLEST)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_models(monkeypatch)
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def batch_of(images: int) -> dict[str, Tensor]:
         ("unet", "deck", "mps"),
     ],
 )
-def test_a_training_is_on_the_device(tiny_folder, tmp_path, smallest_b0, model, recipe, kind):
+def test_a_training_is_on_the_device(tiny_folder, tmp_path, small, model, recipe, kind):
     """train.py itself: steps, validation, saves."""
     flags = ("--data", tiny_folder, "--model", model, "--recipe", recipe, "--workers", 0)
     flags += ("--encoder-weights", "none", "--epochs", 1, "--augment", 0, "--batch-size", 5)
@@ -102,7 +101,7 @@ def test_a_training_is_on_the_device(tiny_folder, tmp_path, smallest_b0, model, 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_scores_are_those_of_the_cpu(data, smallest_b0, model):
+def test_scores_are_those_of_the_cpu(data, small, model):
     torch.manual_seed(0)
     here = MODELS[model](3).eval()
     expected = score_split(here, data, "val")
@@ -120,7 +119,7 @@ def moved_by(model: nn.Module) -> int:
     return len([*model.parameters(), *model.buffers()])
 
 
-def test_tiles_flips_and_the_search_for_weights(data, smallest_b0, monkeypatch):
+def test_tiles_flips_and_the_search_for_weights(data, small, monkeypatch):
     monkeypatch.setattr(weight_search, "CANDIDATES", 3)
     monkeypatch.setattr(weight_search, "PASSES", 1)
     torch.manual_seed(0)
@@ -162,7 +161,7 @@ def test_a_step_over_ranks(model, operators, recipe):
 
 
 @pytest.mark.parametrize(("model", "recipe"), [("segformer", "fast"), ("unet", "deck")])
-def test_ranks_with_the_same_images_have_the_gradient_of_one(float64, smallest_b0, model, recipe):
+def test_ranks_with_the_same_images_have_the_gradient_of_one(float64, small, model, recipe):
     """By DDP on the device, CUDA's BatchNorm and all."""
     torch.manual_seed(0)
     here, criterion = MODELS[model](3), criterion_for(RECIPES[recipe], [5, 4, 3])
@@ -196,7 +195,7 @@ def test_stochastic_depth_is_drawn_at_once():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_maps_that_grow_are_narrow_under_autocast(smallest_b0, model):
+def test_the_maps_that_grow_are_narrow_under_autocast(small, model):
     """On a GPU all convolutions can take bfloat16: what is wider costs memory and time."""
     narrow = []
     with Pretended():

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from benchmarks import parity
 from child_processes import run_ranks
-from conftest import assert_same_counts
+from conftest import assert_same_counts, shrink_models
 from PIL import Image
 from torch import nn
 
@@ -110,7 +110,9 @@ def two_ranks() -> dict[str, list[dict]]:
         "single unet": {"dtype": "float32", "model": "unet", "steps": 1},
         **{mistake: {"dtype": "float32", "mistake": mistake, "steps": 1} for mistake in MISTAKES},
     }
-    return dict(zip(cases, launch(2, list(cases.values())), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_models(patch)
+        return dict(zip(cases, launch(2, list(cases.values())), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +122,23 @@ def other_ways() -> dict[str, list[dict]]:
         "pipeline": {"way": "pipeline", "steps": SHORT},
         "pipeline unet": {"model": "unet", "recipe": "fast", "way": "pipeline", "steps": 1},
     }
-    return dict(zip(cases, launch(2, list(cases.values())), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_models(patch)
+        return dict(zip(cases, launch(2, list(cases.values())), strict=True))
 
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, dict]:
-    runs = {
-        "segformer": in_one_process(steps=SHORT),
-        "unet": in_one_process(model="unet", recipe="fast", steps=SHORT),
-    }
-    runs |= {
-        f"single {model}": in_one_process(model=model, steps=1, dtype="float32")
-        for model in ("segformer", "unet")
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_models(patch)
+        runs = {
+            "segformer": in_one_process(steps=SHORT),
+            "unet": in_one_process(model="unet", recipe="fast", steps=SHORT),
+        }
+        runs |= {
+            f"single {model}": in_one_process(model=model, steps=1, dtype="float32")
+            for model in ("segformer", "unet")
+        }
     return runs
 
 

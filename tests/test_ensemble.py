@@ -38,6 +38,8 @@ from segmentation.evaluation.weight_search import (
 )
 from segmentation.metrics import class_scores, confusion_matrix
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -513,12 +515,27 @@ def test_a_member_is_never_overwritten(tmp_path, capsys, runs):
     assert run_script("ensemble", runs[0]) == 2
 
 
+# ensemble.py in a process that knows the small models, of which the members are.
+SMALL = """
+import pytest
+from conftest import shrink_models
+
+import ensemble
+from segmentation.errors import exit_on_bad_input
+
+shrink_models(pytest.MonkeyPatch())
+exit_on_bad_input(ensemble.main)
+"""
+
+
 @pytest.mark.slow
-def test_two_ranks_print_what_one_prints(runs):
-    command = ["ensemble.py", *map(str, runs[:2]), "--per-class"]
+def test_two_ranks_print_what_one_prints(runs, tmp_path):
+    script = tmp_path / "small.py"
+    script.write_text(SMALL)
+    command = [str(script), *map(str, runs[:2]), "--per-class"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     # For both, as sums of more threads have another order.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     alone, both = (
         subprocess.run(
             [sys.executable, *launch, *command],

@@ -24,6 +24,8 @@ from segmentation.report.pictures import (
     thumbnail,
 )
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 FLAGS = "--encoder-weights none --epochs 2 --batch-size 8 --augment 8 --workers 0".split()
 
 

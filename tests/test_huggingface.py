@@ -146,3 +146,43 @@ def test_a_broken_config_is_refused(folder, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with refused(str(tmp_path / "config.json"), "not JSON"):
         SegFormer.from_huggingface(tmp_path)
+
+
+# --- SegFormer.save_huggingface ---
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
+)
+@torch.no_grad()
+def test_what_is_saved_has_the_same_logits_in_transformers(variant, tmp_path):
+    classes = ["roof", "lawn", "tree"]
+    model = SegFormer(3, variant, decoder="mlp").eval()
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    model.save_huggingface(tmp_path, classes)
+    theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.config.id2label == dict(enumerate(classes))
+    image = torch.rand(1, 3, 64, 96)
+    processor = transformers.SegformerImageProcessor.from_pretrained(tmp_path)
+    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    inputs = processor(pixels, return_tensors="pt")["pixel_values"]
+    logits = F.interpolate(theirs.eval()(inputs).logits, (64, 96), mode="bilinear")
+    ours = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    assert (logits - ours).abs().max() < 1e-4 * ours.abs().max()
+    again = SegFormer.from_huggingface(tmp_path)
+    assert again.classes == classes
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_what_cannot_be_saved_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match="decoder mlp"):
+        SegFormer(2).save_huggingface(tmp_path)
+    with pytest.raises(ValueError, match="zip"):
+        SegFormer(2, decoder="mlp").save_huggingface(tmp_path, ["a"])
+    assert not list(tmp_path.iterdir())

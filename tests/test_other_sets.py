@@ -11,6 +11,8 @@ from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 Trained = Callable[[str], Path]
 
 

@@ -17,6 +17,8 @@ from segmentation.models import build_model
 from segmentation.recipes import LONGER, PASSES, RECIPES, recipe_for
 from segmentation.training import pace
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 FAST = RECIPES["fast"]
 FLAGS = (
     "--recipe fast --device cpu --workers 0 --encoder-weights none --image-size 32 32 "

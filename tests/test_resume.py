@@ -21,6 +21,8 @@ from segmentation.data.datasets import open_dataset
 from segmentation.data.samples import EpochOrder, TrainingSamples
 from segmentation.training.clock import Clock
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 KILL = signal.SIGKILL
 # Dropout of both kinds, augmented samples, an epoch of 5 steps and 4 images to score.
 FLAGS = "--batch-size 4 --augment 4 --image-size 32 32 --drop-path 0.1 --dropout 0.1".split()

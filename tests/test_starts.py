@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-import transformers
 from conftest import run_script
 from PIL import Image
 from references import refused
@@ -17,6 +15,8 @@ from segmentation import SegFormer, load_checkpoint
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.models import build_model
 from segmentation.pretrained.initial import class_order, fit_classes, load_model
+
+pytestmark = pytest.mark.usefixtures("small_models")
 
 CLASSES = ["roof", "lawn", "tree"]
 FLAGS = (
@@ -220,45 +220,6 @@ def test_new_segformers_have_the_eps_of_transformers_and_old_checkpoints_their_o
         assert model.get_submodule(norm).eps == 1e-6
         assert meta["config"].get("members", [meta["config"]])[-1]["norm_eps"] == 1e-6
         assert build_model(config).get_submodule(norm).eps == 1e-5
-
-
-# --- SegFormer.save_huggingface ---
-
-
-@pytest.mark.parametrize(
-    "variant",
-    ["b0", "b1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", "b3", "b4", "b5"))],
-)
-@torch.no_grad()
-def test_what_is_saved_has_the_same_logits_in_transformers(variant, tmp_path):
-    model = SegFormer(3, variant, decoder="mlp").eval()
-    for parameter in model.parameters():
-        parameter += 0.02 * torch.randn_like(parameter)
-    model.save_huggingface(tmp_path, CLASSES)
-    theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert theirs.config.id2label == dict(enumerate(CLASSES))
-    image = torch.rand(1, 3, 64, 96)
-    processor = transformers.SegformerImageProcessor.from_pretrained(tmp_path)
-    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    inputs = processor(pixels, return_tensors="pt")["pixel_values"]
-    logits = F.interpolate(theirs.eval()(inputs).logits, (64, 96), mode="bilinear")
-    ours = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
-    assert (logits - ours).abs().max() < 1e-4 * ours.abs().max()
-    again = SegFormer.from_huggingface(tmp_path)
-    assert again.classes == CLASSES
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name])
-
-
-def test_what_cannot_be_saved_is_a_value_error(tmp_path):
-    with pytest.raises(ValueError, match="decoder mlp"):
-        SegFormer(2).save_huggingface(tmp_path)
-    with pytest.raises(ValueError, match="zip"):
-        SegFormer(2, decoder="mlp").save_huggingface(tmp_path, ["a"])
-    assert not list(tmp_path.iterdir())
 
 
 # --- evaluate.py with a published model ---

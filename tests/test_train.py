@@ -27,6 +27,8 @@ from segmentation.data.transforms import transform_pair
 from segmentation.hardware import code_version
 from segmentation.recipes import RECIPES
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 FLAGS = "--encoder-weights none --epochs 3 --batch-size 8 --augment 8 --workers 0".split()
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from segmentation import ResNet18UNet, SegFormer, UFormer, build_model, load_checkpoint
 from segmentation.errors import BadInput
 
+pytestmark = pytest.mark.usefixtures("small_models")
+
 
 class Fixed(nn.Module):
     """The same class probabilities at each pixel, whatever the image: a parameter, K numbers."""
