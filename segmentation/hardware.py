@@ -47,7 +47,7 @@ def prepare(device: torch.device, amp: bool) -> None:
         check_gpu(device, amp)
         torch.set_float32_matmul_precision("high")  # TF32, which convolutions have anyway
         torch.backends.cudnn.benchmark = True  # training has few sizes; predictions turn it off
-        # cuDNN's attention has gradients of NaN on H100s (pytorch/pytorch#196678).
+        # cuDNN's attention is reported to give NaN backward on H100s (pytorch/pytorch#196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
     keep_freed_memory()
     if device.type == "cpu" and amp and not has_bfloat16(device):
