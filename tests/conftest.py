@@ -1,6 +1,7 @@
 """What tests share: a cache, a folder, small trained models, scripts run in the test's process."""
 
 import fcntl
+import gc
 import importlib
 import os
 import signal
@@ -15,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: later collections of garbage need not look at it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,7 +85,7 @@ def shrink_models(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(torchvision.models, "resnet18", narrow_resnet)
     patch.setattr(ResNet18Encoder, "channels", (64, 8, 16, 32, 64))
-    patch.setitem(VARIANTS, "b0", ((8, 16, 40, 64), (1, 1, 1, 1)))
+    patch.setitem(VARIANTS, "b0", ((8, 16, 40, 64), (1, 1, 1, 2)))
 
 
 def models_are_small() -> bool:

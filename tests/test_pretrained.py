@@ -14,7 +14,7 @@ import transformers
 from references import nvlabs, reference_config, refused, shuffled
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision import models
 
 from segmentation import pretrained
 from segmentation.models.mix_transformer import MixTransformer
@@ -22,6 +22,8 @@ from segmentation.models.segformer import SegFormer
 from segmentation.models.unet import ResNet18UNet
 from segmentation.pretrained import files as weight_files
 from segmentation.pretrained import load_encoder_weights
+
+pytestmark = pytest.mark.usefixtures("small_models")
 
 
 def legacy_state(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
@@ -31,7 +33,7 @@ def legacy_state(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def classifier(small_models, tmp_path_factory) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """An ImageNet MiT-b0 in transformers, and its tensors as in nvidia/mit-b0."""
     model = shuffled(transformers.SegformerForImageClassification(reference_config("b0")))
     return model, legacy_state(model, tmp_path_factory.mktemp("mit-b0"))
@@ -85,7 +87,7 @@ def test_a_bare_encoder_takes_weights_too(classifier, tmp_path):
 # torchvision's own file is older than num_batches_tracked.
 @pytest.mark.parametrize("counters", [True, False])
 def test_resnet_weights_are_taken_as_they_are(counters, tmp_path):
-    reference = shuffled(resnet18(weights=None))
+    reference = shuffled(models.resnet18(weights=None))
     state = {
         k: v
         for k, v in reference.state_dict().items()
@@ -100,13 +102,13 @@ def test_resnet_weights_are_taken_as_they_are(counters, tmp_path):
 
 def test_missing_and_left_over_keys_are_listed(classifier, tmp_path):
     state = dict(classifier[1])
-    for key in ("block.0.1.attention.self.value.bias", "layer_norm.3.weight"):
+    for key in ("block.0.0.attention.self.value.bias", "layer_norm.3.weight"):
         del state[f"segformer.encoder.{key}"]
     state["segformer.encoder.extra"] = torch.zeros(1)
     torch.save(state, tmp_path / "mit.bin")
     with refused(
         str(tmp_path / "mit.bin"),
-        "lacks segformer.encoder.block.0.1.attention.self.value.bias, "
+        "lacks segformer.encoder.block.0.0.attention.self.value.bias, "
         "segformer.encoder.layer_norm.3.weight;",
         "left over segformer.encoder.extra",
     ):
@@ -114,7 +116,7 @@ def test_missing_and_left_over_keys_are_listed(classifier, tmp_path):
 
 
 def test_resnet_with_keys_missing_or_left_over_is_refused(tmp_path):
-    state = resnet18(weights=None).state_dict()
+    state = models.resnet18(weights=None).state_dict()
     torch.save(
         {k: v for k, v in state.items() if k != "layer2.0.conv1.weight"}, tmp_path / "less.pth"
     )
@@ -127,11 +129,11 @@ def test_resnet_with_keys_missing_or_left_over_is_refused(tmp_path):
 
 def test_shapes_that_differ_are_told_with_both(classifier, tmp_path):
     name = "segformer.encoder.patch_embeddings.1.proj.weight"
-    torch.save({**classifier[1], name: torch.zeros(64, 32, 5, 5)}, tmp_path / "mit.bin")
-    with refused(name, "64x32x5x5", "64x32x3x3"):
+    torch.save({**classifier[1], name: torch.zeros(16, 8, 5, 5)}, tmp_path / "mit.bin")
+    with refused(name, "16x8x5x5", "16x8x3x3"):
         load_encoder_weights(SegFormer(2), tmp_path / "mit.bin")
     torch.save(classifier[1], tmp_path / "mit.bin")
-    with refused("32x3x7x7", "32x4x7x7"):
+    with refused("8x3x7x7", "8x4x7x7"):
         load_encoder_weights(SegFormer(2, in_channels=4), tmp_path / "mit.bin")
 
 
@@ -148,7 +150,7 @@ def test_another_variants_file_is_named(held, wanted, tmp_path):
 
 def test_the_other_models_file_is_refused(classifier, tmp_path):
     torch.save(classifier[1], tmp_path / "mit.bin")
-    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
+    torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
     with refused("mit.bin", "no ResNet18", "segformer.encoder."):
         load_encoder_weights(ResNet18UNet(2), tmp_path / "mit.bin")
     with refused("resnet.pth", "no MiT", "conv1.weight"):
@@ -245,7 +247,7 @@ def server(monkeypatch, tmp_path, classifier):
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     running = Server()
     torch.save(classifier[1], tmp_path / "mit")
-    torch.save(shuffled(resnet18(weights=None)).state_dict(), tmp_path / "resnet")
+    torch.save(shuffled(models.resnet18(weights=None)).state_dict(), tmp_path / "resnet")
     resnet = (tmp_path / "resnet").read_bytes()
     running.files["pytorch_model.bin"] = (tmp_path / "mit").read_bytes()
     running.resnet = f"resnet18-{hashlib.sha256(resnet).hexdigest()[:8]}.pth"
@@ -288,7 +290,7 @@ def test_mit_is_fetched_once_and_kept(server, monkeypatch, tmp_path):
 
 
 def test_resnet_is_fetched_into_torchvisions_place(server, monkeypatch, tmp_path):
-    assert ResNet18_Weights.IMAGENET1K_V1.url == pretrained.RESNET18_URL
+    assert models.ResNet18_Weights.IMAGENET1K_V1.url == pretrained.RESNET18_URL
     monkeypatch.setattr(pretrained, "RESNET18_URL", f"{server.address}/{server.resnet}")
     model = ResNet18UNet(2)
     record = load_encoder_weights(model, "imagenet")

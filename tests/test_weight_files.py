@@ -33,10 +33,11 @@ from segmentation.pretrained.files import (
 )
 
 State = dict[str, Tensor]
+pytestmark = pytest.mark.usefixtures("small_models")
 
 
 @pytest.fixture(scope="module")
-def reference() -> nn.Module:
+def reference(small_models) -> nn.Module:
     return shuffled(transformers.SegformerForSemanticSegmentation(reference_config("b0")))
 
 
@@ -59,6 +60,12 @@ def encoder(published) -> State:
     model = SegFormer(2)
     load_encoder_weights(model, published)
     return model.encoder.state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole(published) -> State:
+    """The same, decoder and all."""
+    return SegFormer.from_huggingface(published).state_dict()
 
 
 def nvlabs_whole(state: State) -> State:
@@ -160,14 +167,15 @@ FORMS: dict[str, Callable[[Path, State, Path, nn.Module], Path]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_model(form, state, published, reference, encoder, tmp_path):
+def test_every_form_gives_the_same_model(
+    form, state, published, reference, encoder, whole, tmp_path
+):
     source = FORMS[form](tmp_path, state, published, reference)
     model = SegFormer(2)
     load_encoder_weights(model, source)
     for name, tensor in model.encoder.state_dict().items():
         assert torch.equal(tensor, encoder[name]), name
-    whole = SegFormer.from_huggingface(source).state_dict()
-    for name, tensor in SegFormer.from_huggingface(published).state_dict().items():
+    for name, tensor in SegFormer.from_huggingface(source).state_dict().items():
         assert torch.equal(tensor, whole[name]), name
 
 
