@@ -335,11 +335,18 @@ def where() -> str:
     """The innermost line of the project that is running, the backward of its functions included."""
     frame = sys._getframe(1)
     while frame is not None:
-        file = Path(frame.f_code.co_filename)
-        if PACKAGE in file.parents or file.parent == PACKAGE.parent:
-            return f"{file.name}:{frame.f_lineno}"
+        name = in_project(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
+
+
+@cache
+def in_project(filename: str) -> str:
+    """The name of a file of the package, or of a script beside it, or ""."""
+    file = Path(filename)
+    return file.name if PACKAGE in file.parents or file.parent == PACKAGE.parent else ""
 
 
 class Poll(NamedTuple):
