@@ -68,6 +68,12 @@ def small_models():
         yield
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for one test, in its own process alone."""
+    shrink_models(monkeypatch)
+
+
 def shrink_models(patch: pytest.MonkeyPatch) -> None:
     """The U-Net with an eighth of the channels after its first stage, MiT-b0 with a quarter."""
     import torchvision

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerator import Pretended, ranks, train_on
-from conftest import shrink_models
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,11 +34,6 @@ CUDA = torch.device("cuda", 0)
 MODELS: dict[str, Callable[..., nn.Module]] = {"segformer": SegFormer, "unet": ResNet18UNet}
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # no GPU is found
 STEPS = 3
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_models(monkeypatch)
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_a_step_takes_what_was_said_and_not_much_more(model: str, amp: bool):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_measuring_leaves_no_trace(name: str):
+def test_measuring_leaves_no_trace(name: str, small):
     model = MODELS[name]().train()
     before = copy.deepcopy(model)
     generator = torch.get_rng_state()
@@ -273,7 +273,9 @@ CUDA_SAYS = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total c
         pytest.param(MemoryError(), marks=pytest.mark.slow),
     ],
 )
-def test_running_out_of_memory_is_one_sentence(tiny_folder, tmp_path, capsys, monkeypatch, error):
+def test_running_out_of_memory_is_one_sentence(
+    tiny_folder, tmp_path, small, capsys, monkeypatch, error
+):
     out, images = tmp_path / "run", tmp_path / "images"
     flags = ("--data", tiny_folder, *FLAGS, "--out", out)
     assert run_script("train", *flags, "--epochs", 1) == 0
@@ -457,7 +459,7 @@ def test_without_git_a_run_names_its_version(checkout: Path, monkeypatch):
         assert code_version() == "unknown"
 
 
-def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_path):
+def test_the_default_of_workers_is_told(monkeypatch, capsys, tiny_folder, tmp_path, small):
     seen = []
     loader = train.make_loader
     monkeypatch.setattr(train, "usual_workers", lambda device: 7)
