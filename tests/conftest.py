@@ -70,7 +70,7 @@ def small_models():
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for one test, in its own process alone."""
+    """The same for one test."""
     shrink_models(monkeypatch)
 
 

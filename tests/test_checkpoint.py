@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from child_processes import context, is_equal, run_in_child
-from conftest import shrink_models
 
 from segmentation import ResNet18UNet, SegFormer, load_checkpoint
 from segmentation.checkpoint import FORMAT, read_checkpoint, save_checkpoint
@@ -238,10 +237,9 @@ def train(data: Path, out: Path, *more: object, **limits) -> int:
 
 
 def test_files_that_cannot_grow_cost_the_save_and_the_run_says_so(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, small: None
 ):
     """A limit on the size of a file: last.pt is beyond it, the smaller best.pt is not."""
-    shrink_models(monkeypatch)
     out, said = tmp_path / "run", tmp_path / "said"
     assert train(tiny_folder, out, "--epochs", 2, largest_file=1_200_000, output=said) == 1
     warning = f"warning: {out}/last.pt not written (File too large): the one before it stays"
