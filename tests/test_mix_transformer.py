@@ -47,13 +47,14 @@ def test_random_weights_start_with_their_spread_and_no_bias():
     torch.manual_seed(0)
     first = MixTransformer("b0").stages[0]
     block = first.blocks[0]
-    for layer, std in (
-        (block.attention.query, 0.02),
-        (block.ffn.contract, 0.02),
-        # 7 x 7 x 32 weights lead from an input to the outputs.
-        (first.merging.merge, (2 / (7 * 7 * 32)) ** 0.5),
-        (block.ffn.mix, (2 / (3 * 3)) ** 0.5),  # depthwise: 3 x 3
+    for layer, inputs, scale in (
+        (block.attention.query, 32, 1),
+        (block.attention.project, 32, 0.1),  # the last map of a residual branch
+        (block.ffn.contract, 4 * 32, 0.1),
+        (first.merging.merge, 7 * 7 * 3, 1),
+        (block.ffn.mix, 3 * 3, 1),  # depthwise: one channel
     ):
+        std = scale / inputs**0.5
         # Of 1024 weights at least: 4 deviations.
         assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
         assert abs(layer.weight.mean().item()) < 0.15 * std

@@ -1,4 +1,4 @@
-"""Layers that the models share: normalisation, linear maps, keyed dropout, initial weights."""
+"""Layers that the models share: normalisation, linear maps, keyed dropout, first logits."""
 
 import math
 
@@ -173,19 +173,3 @@ def start_undecided(classifier: nn.Linear | nn.Conv2d) -> None:
     nn.init.normal_(classifier.weight, std=0.01)
     if classifier.bias is not None:
         nn.init.zeros_(classifier.bias)
-
-
-def initialise(module: nn.Module) -> None:
-    """Random weights to start from, and biases of 0, for linear maps and convolutions."""
-    if isinstance(module, nn.Linear):
-        # Small enough for every residual branch to start near zero.
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, nn.Conv2d):
-        # Keeps the variance of gradients from layer to layer (He et al., 2015, with fan-out).
-        outputs = module.out_channels // module.groups
-        fan_out = math.prod(module.kernel_size) * outputs
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -23,7 +23,6 @@ from .layers import (
     Linear,
     Pointwise,
     check_size,
-    initialise,
     keyed_uniform,
 )
 
@@ -208,6 +207,21 @@ class Stage(nn.Module):
         return to_image(self.norm(x))
 
 
+def initialise(module: nn.Module) -> None:
+    """Random weights of the encoder; `apply` comes to a block after its layers.
+
+    Maps keep the variance of their input (LeCun et al., "Efficient BackProp", 1998) but for the
+    last of each branch: blocks that start near the identity learn in fewer steps.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Block):
+        module.attention.project.weight.data *= 0.1
+        module.ffn.contract.weight.data *= 0.1
+
+
 class MixTransformer(nn.Module):
     """MiT-b0 to b5.
 
@@ -236,14 +250,8 @@ class MixTransformer(nn.Module):
             merging = OverlapPatchMerging(in_channels, channels, stride=2 if i else 4)
             blocks = []
             for _ in range(depths[i]):
-                rate = drop_path * place / last
                 block = Block(
-                    channels,
-                    HEADS[i],
-                    REDUCTIONS[i],
-                    norm_eps,
-                    rate,
-                    place,
+                    channels, HEADS[i], REDUCTIONS[i], norm_eps, drop_path * place / last, place
                 )
                 blocks.append(block)
                 place += 1

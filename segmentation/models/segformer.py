@@ -18,8 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tracing import exporting, spread_and_convolve
-from .layers import KeyedDropout, Normalise, Pointwise, initialise, pointwise, start_undecided
+from .layers import KeyedDropout, Normalise, Pointwise, pointwise, start_undecided
 from .mix_transformer import NORM_EPS, MixTransformer
+
+
+def initialise(module: nn.Module) -> None:
+    """A decoder's random linear maps. Before a BatchNorm small ones learn in fewer steps."""
+    if isinstance(module, Pointwise):
+        nn.init.trunc_normal_(module.weight, std=0.02)
 
 
 class MLPDecoder(nn.Module):
