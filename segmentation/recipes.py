@@ -50,7 +50,7 @@ class Recipe:
 DECK = Recipe(epochs=50, batch_size=32, lr=1e-3, augment=600)
 FAST = Recipe(
     epochs=1000,  # the time limit ends it; long epochs, because validation is not cheap
-    batch_size=16,
+    batch_size=8,
     lr=2e-3,
     augment=3000,
     augmentation="fast",
@@ -73,12 +73,10 @@ LONGER: dict[str, Any] = {
 }
 PASSES = (10.0, 80.0)
 
-# Convolutions learn from smaller batches and larger steps.
-UNET = {"fast": {"batch_size": 8, "lr": 4e-3}}
+UNET = {"fast": {"lr": 4e-3}}  # convolutions learn from larger steps
 # From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
 TRAINED = {
     "fast": {
-        "batch_size": 8,
         "encoder_lr": 0.1,
         "alpha": 0.5,
         "beta": 0.5,
