@@ -129,7 +129,7 @@ def test_measuring_changes_nothing():
 
 @pytest.mark.parametrize(
     ("device", "ranks", "shape"),
-    [("cpu", 1, pace.ON_A_CPU), ("meta", 1, (16, 60, 80)), ("meta", 3, (5, 60, 80))],
+    [("cpu", 1, pace.ON_A_CPU), ("meta", 1, (8, 60, 80)), ("meta", 2, (4, 60, 80))],
 )
 def test_a_device_that_small_steps_leave_idle_is_timed_on_whole_ones(
     device, ranks, shape, monkeypatch

@@ -219,7 +219,6 @@ def test_validation_is_not_compiled(tmp_path: Path, tiny_folder: Path, monkeypat
     [
         ("--data DIR", (32, 1e-3, 600)),
         ("--data DIR --recipe fast", (8, 2e-3, 3000)),
-        ("--data DIR --recipe fast --encoder-weights none", (16, 2e-3, 3000)),
         ("--data DIR --recipe fast --model unet", (8, 4e-3, 3000)),
         ("--recipe fast --model unet --lr 0.1 --augment 0", (8, 0.1, 0)),
     ],
