@@ -33,15 +33,13 @@ from segmentation.evaluation.scoring import score_split
 from segmentation.files import write_atomically, write_csv
 from segmentation.hardware import (
     announce,
-    check_memory,
     environment,
     has_bfloat16,
     out_of_memory_is_bad_input,
     prepare,
-    step_memory,
     usual_workers,
 )
-from segmentation.pretrained.initial import Start, start_fresh, start_from
+from segmentation.pretrained.initial import start_fresh, start_from
 from segmentation.recipes import (
     criterion_for,
     learning_rate_factor,
@@ -55,6 +53,7 @@ from segmentation.training.clock import Clock, Stopped
 from segmentation.training.dry_run import dry_run
 from segmentation.training.frozen import count_parameters, freeze, train_mode
 from segmentation.training.log import print_epoch, print_summary, show_progress
+from segmentation.training.memory import check_memory, step_memory
 from segmentation.training.pace import fits_time, settle_recipe
 from segmentation.training.parallel import (
     ParallelModel,
@@ -126,9 +125,12 @@ def main() -> None:
             "drop_path": recipe.drop_path,
             "dropout": recipe.dropout,
         }
-        model, config, source = distributed.first_rank_first(
-            lambda: start_model(args.model, data, segformer, args.init, args.encoder_weights)
-        )
+        if args.init:
+            start = partial(start_from, args.init, args.model, data.classes, segformer)
+        else:
+            count = len(data.classes)
+            start = partial(start_fresh, args.model, count, segformer, args.encoder_weights)
+        model, config, source = distributed.first_rank_first(start)
     model.to(device)
     freeze(model, args.freeze_members, args.freeze_encoder)
     train_mode(model)
@@ -223,19 +225,6 @@ def main() -> None:
         sys.exit(f"error: done, but the last save failed: {out} holds files of an earlier moment")
     best = "the last weights" if args.fit_all else f"best val mIoU {progress.best_miou:.4f}"
     distributed.say(f"done in {clock.now() / 60:.1f} minutes: {best}, {out / 'best.pt'}")
-
-
-def start_model(
-    name: str,
-    data: SegmentationDataset,
-    segformer: dict,
-    init: list[str] | None,
-    encoder_weights: str | list[str],
-) -> Start:
-    """A fresh run's model: of the files `init`, or random except for its encoders' weights."""
-    if init:
-        return start_from(init, name, data.classes, segformer)
-    return start_fresh(name, len(data.classes), segformer, encoder_weights)
 
 
 def train_epochs(

@@ -125,7 +125,7 @@ def arm(kill: Kill) -> None:
 
     owner, name = {
         "data": (train, "open_dataset"),
-        "model": (train, "start_model"),
+        "model": (train, "start_fresh"),
         "step": (train, "training_step"),
         "update": (torch.optim.Adam, "step"),
         "evaluation": (scoring, "score_image"),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..distributed import say
-from ..hardware import GIB, peak_memory
+from ..hardware import GIB
+from .memory import peak_memory
 
 MEASURED = 3  # steps, after a first one that allocates, chooses kernels and compiles
 

@@ -40,14 +40,13 @@ class PeerUNet(nn.Module):
 
 
 def main() -> None:
-    own_start, flags = train.start_model, sys.argv[1:]
+    own_start, flags = train.start_fresh, sys.argv[1:]
 
-    def peer_start(name: str, data: Any, *_: Any) -> tuple[nn.Module, dict, None]:
-        classes = len(data.classes)
+    def peer_start(name: str, classes: int, *_: Any) -> tuple[nn.Module, dict, None]:
         return PeerUNet(classes), {"model": "unet", "num_classes": classes}, None
 
     for name, start in (("segmentation_models.pytorch", peer_start), ("ours", own_start)):
-        train.start_model = start
+        train.start_fresh = start
         with tempfile.TemporaryDirectory() as out:
             sys.argv = ["train.py", "--model", "unet", "--out", out, *flags]
             began = time.perf_counter()
