@@ -207,7 +207,7 @@ class Stage(nn.Module):
         return to_image(self.norm(x))
 
 
-def initialise(module: nn.Module) -> None:
+def initialise_encoder(module: nn.Module) -> None:
     """Random weights of the encoder; `apply` comes to a block after its layers.
 
     Maps keep the variance of their input (LeCun et al., "Efficient BackProp", 1998) but for the
@@ -258,7 +258,7 @@ class MixTransformer(nn.Module):
             norm = LayerNorm(channels, norm_eps)
             self.stages.append(Stage(merging, blocks, norm))
             in_channels = channels
-        self.apply(initialise)
+        self.apply(initialise_encoder)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, keys: Tensor | None = None) -> list[Tensor]:

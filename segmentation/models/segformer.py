@@ -22,7 +22,7 @@ from .layers import KeyedDropout, Normalise, Pointwise, pointwise, start_undecid
 from .mix_transformer import NORM_EPS, MixTransformer
 
 
-def initialise(module: nn.Module) -> None:
+def initialise_decoder(module: nn.Module) -> None:
     """A decoder's random linear maps. Before a BatchNorm small ones learn in fewer steps."""
     if isinstance(module, Pointwise):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -45,7 +45,7 @@ class MLPDecoder(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.dropout = KeyedDropout(dropout, salt=-1)
         self.classify = Pointwise(width, num_classes)
-        self.apply(initialise)
+        self.apply(initialise_decoder)
         start_undecided(self.classify)
 
     def forward(self, features: list[Tensor], keys: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ class ConvDecoder(nn.Module):
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in channels[1:])
         self.dropout = KeyedDropout(dropout, salt=-1)
         self.classify = nn.Conv2d(width, num_classes, 3, padding=1)
-        self.apply(initialise)
+        self.apply(initialise_decoder)
         start_undecided(self.classify)
         self.to(memory_format=torch.channels_last)
 
