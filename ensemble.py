@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segmentation import distributed
 from segmentation.arguments import command_line, ensemble_arguments
-from segmentation.checkpoint import load_checkpoint, save_checkpoint
+from segmentation.checkpoint import load_checkpoint, save_checkpoint, tell_seen
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, device_of
@@ -72,6 +72,8 @@ def main() -> None:
     # Scores
     split = "test" if data.splits["test"] else "val"
     names = data.splits["test"] or sorted(data.splits["val"])
+    for file, meta in zip(args.checkpoints, metas, strict=True):
+        tell_seen(file, meta, names)
     tables = [score_table(member, data, names, split, how) for member in members]
     scored = [(average, names)]
     if len(folds) > 1:  # each half is scored with the weights fitted on the other
@@ -184,8 +186,8 @@ def check_members(
         if differ:
             raise BadInput(
                 f"{both} differ in the data's {', '.join(differ)}, so one may have trained on what "
-                "the other is scored on: train both with the same --data, --task, --label-map and "
-                "--seed"
+                "the other is scored on: train both with the same --data, --task, --label-map, "
+                "--seed and --fit-all"
             )
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from segmentation import distributed
 from segmentation.arguments import command_line, evaluation_arguments
+from segmentation.checkpoint import tell_seen
 from segmentation.data.classes import numbered_classes
 from segmentation.data.datasets import SegmentationDataset, open_dataset, reopen_dataset
 from segmentation.data.images import read_image
@@ -98,6 +99,7 @@ def main() -> None:
     labels = short_names(args.checkpoints)
     runs = zip(args.checkpoints, labels, models, metas, sets, strict=True)
     for path, label, model, meta, data in runs:
+        tell_seen(path, meta, data.splits[split])
         scores = score_split(model.to(device), data, split, how, **meta["loss"])
         parameters = sum(parameter.numel() for parameter in model.parameters())
         entries.append(Entry(label, path, parameters, meta, scores))
@@ -174,7 +176,7 @@ def split_of(data: SegmentationDataset, asked: str | None) -> str:
         why = "scores are on val, on which the checkpoint was chosen"
         distributed.say(f"the data set has no test images: {why}")
     if not asked and split == "all":
-        distributed.say(f"none of these {count} images is the checkpoint's own: all are scored")
+        distributed.say(f"the checkpoint names none of these {count} images: all are scored")
     if data.skipped:
         more = f" and {len(data.skipped) - 1} more" if data.skipped[1:] else ""
         distributed.say(f"left out: {data.skipped[0]}{more}")

@@ -14,7 +14,7 @@ seconds          of training and validation, over all resumptions
 recipe           the numbers of the recipe as they were trained with
 args, command    the command line: parsed, and as it was typed
 encoder_weights  source, sha256 and licence of weights trained elsewhere, or None; of this project's
-                 also what trained them: `names_seen`
+                 also the images that trained them: `trained_on`
 environment      hardware and versions, the code's among them
 parameter_counts  total, trained, frozen
 members          UFormers of ensemble.py alone: what each member was trained with
@@ -25,14 +25,17 @@ import io
 import pickle
 import re
 import textwrap
+import unicodedata
 import warnings
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .distributed import say
 from .errors import BadInput
 from .files import write_atomically
 from .models import build_model
@@ -154,14 +157,54 @@ def model_and_meta(content: Any, path: str | Path) -> tuple[nn.Module, dict]:
     return model.eval(), meta
 
 
-def names_seen(source: dict | None) -> set[str]:
-    """Names, without folder and ending, of the images that trained what a run started from.
-
-    source: a checkpoint's encoder_weights. Only checkpoints of this project tell.
-    """
+def starting_weights(source: dict | None) -> Iterator[dict]:
+    """What a checkpoint's encoder_weights say of each file, those of members' members too."""
     source = source or {}
-    records = filter(None, source.get("members", [source]))
-    return {name for record in records for name in record.get("seen", [])}
+    if "members" in source:
+        for member in source["members"]:
+            yield from starting_weights(member)
+    elif source:
+        yield source
+
+
+def seen_by(source: dict | None) -> set[str]:
+    """`trained_on` of the starting weights, where they are checkpoints of this project."""
+    return {name for record in starting_weights(source) for name in record.get("seen", [])}
+
+
+def trained_on(checkpoint: dict) -> set[str]:
+    """Names, without ending, of the images that trained a checkpoint and what it started from.
+
+    Paths where the data number the images of each folder anew, else without folder.
+    """
+    splits = checkpoint.get("data", {}).get("splits", {})
+    names = [image_names(name) for split in splits.values() for name in split]
+    unique = len({last for _, last in names}) == len(names)
+    own = {image_names(name)[1 if unique else 0] for name in splits.get("train", [])}
+    return own | seen_by(checkpoint.get("encoder_weights"))
+
+
+def image_names(name: str) -> tuple[str, str]:
+    """An image's path without ending, and the last part of that.
+
+    In one of Unicode's forms: file systems differ in theirs.
+    """
+    path = unicodedata.normalize("NFC", str(Path(name).with_suffix("")))
+    return path, Path(path).name
+
+
+def count_seen(names: Iterable[str], seen: set[str]) -> int:
+    """How many images are among those of `trained_on`."""
+    return sum(not seen.isdisjoint(image_names(name)) for name in names)
+
+
+def tell_seen(path: str, checkpoint: dict, names: list[str]) -> None:
+    """Say if images that are scored seem to be among those that trained a checkpoint."""
+    if seen := count_seen(names, trained_on(checkpoint)):
+        say(
+            f"warning: {seen} of these {len(names)} images are named like images that {path} was "
+            "trained on; if they are the same, its scores are too high"
+        )
 
 
 def restore_model(checkpoint: dict, path: str | Path) -> nn.Module:

@@ -74,7 +74,7 @@ def test_another_set_is_scored_whole_whatever_its_layout(
     names = [f"images/new{number}.png" for number in range(6)]
     assert scored(checkpoint, tmp_path, "--data", new) == names
     said = capsys.readouterr().out
-    assert "none of these 6 images is the checkpoint's own: all are scored" in said
+    assert "the checkpoint names none of these 6 images: all are scored" in said
     assert "on 6 images\n" in said
 
     alone = tmp_path / "alone/test"

@@ -14,6 +14,7 @@ from references import refused
 from segmentation import SegFormer, load_checkpoint
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.models import build_model
+from segmentation.pretrained.files import NO_LICENCE, open_weights
 from segmentation.pretrained.initial import class_order, fit_classes, load_model
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -188,6 +189,70 @@ def test_scored_images_that_the_starting_weights_have_seen_are_told(
     tested = second["data"]["splits"]["test"]
     count = len([name for name in tested if name in seen])
     assert f"{count} of {len(tested)} images, by name" in (out / "report.html").read_text()
+
+
+def score(tmp_path: Path, *arguments: object) -> str:
+    """The row of the report on what was seen; its first number is of the first column."""
+    assert run_script("evaluate", *arguments, "--out", tmp_path / "report") == 0
+    html = (tmp_path / "report" / "report.html").read_text()
+    return html[html.index("scored here, seen before") :].split("</tr>")[0]
+
+
+def test_a_checkpoint_that_has_trained_on_what_is_scored_is_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """By evaluate.py and ensemble.py: val of a --fit-all run becomes test, in another Unicode form.
+
+    0 is a letter that macOS writes as two.
+    """
+    for split, numbers in (("train", range(18)), ("val", range(18, 24))):
+        for folder in ("images", "masks"):
+            (tmp_path / "set" / split / folder).mkdir(parents=True)
+            for number in numbers:
+                file = tmp_path / "set" / split / folder / f"\xe9{number:02}.png"
+                (data / folder / f"{number:02}.png").rename(file)
+    flags = ("--encoder-weights", "none", "--recipe", "fast", "--fit-all")
+    train(tmp_path / "set", tmp_path / "run", *flags)
+    (tmp_path / "set" / "val").rename(tmp_path / "set" / "test")
+    for file in [*(tmp_path / "set" / "test").rglob("*.png")]:
+        file.rename(file.with_name(file.name.replace("\xe9", "e\u0301")))
+    best = tmp_path / "run" / "best.pt"
+    seen = score(tmp_path, best, "--data", tmp_path / "set", "--split", "all")
+    assert "24 of 24 images, by name" in seen
+    told = f"warning: 24 of these 24 images are named like images that {best} was trained on"
+    assert told in capsys.readouterr().out
+
+
+def test_images_numbered_anew_in_each_split_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    flags = ("--data", "scenes", *FLAGS, "--encoder-weights", "none")
+    assert run_script("train", *flags, "--out", tmp_path / "first") == 0
+    first = tmp_path / "first" / "best.pt"
+    again = (*flags[:-2], "--init", first, "--out", tmp_path / "second", "--dry-run")
+    assert run_script("train", *again) == 0
+    assert "named like" not in capsys.readouterr().out
+    assert "0 of 40 images, by name" in score(tmp_path, first)
+    assert "240 of 240 images, by name" in score(tmp_path, first, "--split", "train")
+
+
+def test_what_members_of_members_have_seen_is_known(data: Path, tmp_path: Path):
+    """A UFormer of two runs that started from checkpoints, as ensemble.py stores it."""
+    start = train(data, tmp_path / "start", "--encoder-weights", "none", "--seed", 1)
+    init = ("--init", tmp_path / "start" / "last.pt")
+    files = []
+    for name in "ab":
+        train(data, tmp_path / name, *init, "--seed", 0)
+        files.append(tmp_path / name / "last.pt")
+    average = tmp_path / "average.pt"
+    assert run_script("ensemble", *files, "--weights", 1, 1, "--out", average) == 0
+    record = open_weights(average).record
+    own = load_checkpoint(average)[1]["data"]["splits"]
+    both = {Path(name).stem for name in (*start["data"]["splits"]["train"], *own["train"])}
+    assert set(record["seen"]) == both > {Path(name).stem for name in own["train"]}
+    assert record["licence"] == "; ".join(2 * [NO_LICENCE])
+    seen = f"{len([n for n in own['test'] if Path(n).stem in both])} of {len(own['test'])} images"
+    assert score(tmp_path, average).count(seen) == 3  # the average and its members
 
 
 def test_a_uformer_takes_two_files(data: Path, tmp_path: Path):

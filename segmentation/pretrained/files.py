@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import first_bytes, is_checkpoint, names_seen, read_plain
+from ..checkpoint import first_bytes, is_checkpoint, read_plain, starting_weights, trained_on
 from ..errors import BadInput
 from ..files import write_atomically
 
@@ -74,14 +74,12 @@ class Weights:
         }
         if not self.checkpoint:
             return about
-        earlier = self.checkpoint.get("encoder_weights") or {}
-        known = filter(None, earlier.get("members", [earlier]))
-        stated = "; ".join(each.get("licence", FILE_LICENCE) for each in known)
-        names = {Path(name).stem for name in self.checkpoint["data"]["splits"]["train"]}
+        earlier = self.checkpoint.get("encoder_weights")
+        licences = [each.get("licence", FILE_LICENCE) for each in starting_weights(earlier)]
         return about | {
-            "licence": stated or NO_LICENCE,
-            "trained_from": earlier or None,
-            "seen": sorted(names | names_seen(earlier)),
+            "licence": "; ".join(licences) or NO_LICENCE,
+            "trained_from": earlier,
+            "seen": sorted(trained_on(self.checkpoint)),
         }
 
 

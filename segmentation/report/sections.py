@@ -5,11 +5,10 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 from PIL import Image
 
-from ..checkpoint import names_seen
+from ..checkpoint import count_seen, trained_on
 from ..hardware import hardware_of
 from .curves import curve_panels, with_colours
 from .pictures import UNSCORED, WRONG, Example, Picture
@@ -70,7 +69,7 @@ def curve_section(entries: Entries) -> str:
     if not any(runs.values()):
         return "<p>No training history is stored: this checkpoint was made from others.</p>"
     return (
-        '<p class="soft">On the validation images; dashed: on the training batches, which are '
+        '<p class="soft">On val, if the run kept one; dashed: on the training batches, which are '
         "augmented, as the model in training mode predicted them. "
         "The learning rate is on a logarithmic scale.</p>\n"
         f"{legend(with_colours(runs) if len(runs) > 1 else [])}\n"
@@ -171,7 +170,7 @@ def run_section(entries: Entries, evaluation: dict[str, str]) -> str:
         for member in entry.meta.get("members", []):
             label = f"{entry.label}: {member['label']}"
             meta = entry.meta | member
-            columns.append(Entry(label, member["path"], member["parameters"], meta, {}))
+            columns.append(Entry(label, member["path"], member["parameters"], meta, entry.scores))
     facts = [run_facts(column) for column in columns]
     rows = [[name, *(escape(fact[name]) for fact in facts)] for name in facts[0]]
     html = scrollable_table("Runs", ["", *(column.label for column in columns)], rows, "facts")
@@ -207,8 +206,8 @@ def run_facts(entry: Entry) -> dict[str, str]:
         software = f"torch {machine['torch']}, Python {machine['python']}"
         code = machine.get("code", code)  # older checkpoints name none
     seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
-    scored = {Path(image["name"]).stem for image in entry.scores.get("images", [])}
-    seen = len(scored & names_seen(weights))
+    scored = [image["name"] for image in entry.scores["images"]]
+    seen = count_seen(scored, trained_on(meta))
     return {
         "checkpoint": entry.path,
         "model": f"{' '.join(names)}, {entry.parameters:,} parameters",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checkpoint import names_seen
+from ..checkpoint import count_seen, seen_by
 from ..distributed import rank
 from ..recipes import Recipe
 from .clock import Clock
@@ -42,8 +42,8 @@ def print_summary(
         print("warning: so much is ignored (255); where it is a class, say --label-map 255=NUMBER")
     for sentence in data.skipped:
         print(f"left out: {sentence}")
-    scored = {Path(name).stem for name in (*data.splits["val"], *data.splits["test"])}
-    if seen := len(scored & names_seen(source)):
+    scored = [*data.splits["val"], *data.splits["test"]]
+    if seen := count_seen(scored, seen_by(source)):
         print(
             f"warning: {seen} of {len(scored)} val and test images are named like images that the "
             "starting weights were trained on; if they are the same, scores will be too high"
