@@ -84,17 +84,18 @@ def main() -> None:
 
     # 1. One process, or one of many.
     device = distributed.setup(args.device)
-    if args.amp is None:
-        args.amp = fits_time(recipe, args) and has_bfloat16(device)
-    prepare(device, args.amp)
     announce(device, args.device)
     torch.manual_seed(args.seed)
 
     # 2. The run's folder, and the run in it, if one is to go on.
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
+    if args.amp is None:
+        args.amp = fits_time(recipe, args) and has_bfloat16(device)
     if saved:
         clock.go_on_from(saved["seconds"])
+        args.amp = saved["args"].get("amp", False)
+    prepare(device, args.amp)
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
     data = distributed.first_rank_first(
@@ -138,7 +139,7 @@ def main() -> None:
     # 5. What the recipe leaves to the time limit.
     size = args.crop or data.image(data.splits["train"][0]).shape[:2]
     check_batch(recipe.batch_size, *size)
-    recipe = settle_recipe(recipe, args, saved, model, config, data)
+    recipe = settle_recipe(recipe, args, saved, model, config, data, clock)
     samples = TrainingSamples(
         data,
         "train",
@@ -214,7 +215,7 @@ def main() -> None:
         return
 
     # 9. Train.
-    clock.note_interrupts()
+    clock.begin_training(fresh=not saved)
     try:
         how = Prediction(amp=args.amp)
         written = train_epochs(run, model, data, order, loader, how)

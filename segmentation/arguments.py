@@ -272,7 +272,7 @@ def check_training(parser: ArgumentParser, args: Namespace) -> None:
         )
     if checkpoints and sources not in ("imagenet", "none", ["none"]):  # texts are the defaults
         parser.error("--init brings its encoders: leave --encoder-weights out")
-    if args.freeze_encoder and args.encoder_lr != parser.get_default("encoder_lr"):
+    if args.freeze_encoder and "encoder_lr" in args.given:
         parser.error("--freeze-encoder leaves --encoder-lr nothing to train: drop one of them")
     of_segformer = {"drop_path", "dropout"} & {*args.given}
     if args.model == "unet" and (args.variant != "b0" or args.decoder or of_segformer):

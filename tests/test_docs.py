@@ -29,7 +29,7 @@ PARSERS = {
 SUBMIT = ("oarsub", "sbatch")
 OTHERS = {"--project", "--checkpoint", "--signal", "--requeue", "--gres"}  # flags of these two
 # What makes a training end in seconds; the last of two equal flags wins.
-SHORT = "--image-size 32 32 --crop 32 32 --batch-size 8 --augment 0 --epochs 1 --max-minutes 0.02"
+SHORT = "--image-size 32 32 --crop 32 32 --batch-size 8 --augment 0 --epochs 1 --max-minutes 1"
 SHORT += " --workers 0 --encoder-weights none"
 
 

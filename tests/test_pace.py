@@ -16,6 +16,7 @@ from segmentation.losses import TverskyCrossEntropy
 from segmentation.models import build_model
 from segmentation.recipes import LONGER, PASSES, RECIPES, recipe_for
 from segmentation.training import pace
+from segmentation.training.clock import Clock
 
 pytestmark = pytest.mark.usefixtures("small_models")
 
@@ -114,7 +115,8 @@ def test_without_a_time_limit_for_fast_the_row_is_used(flags: str, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", "DIR", *flags.split()])
     args = training_arguments("")
     recipe = recipe_of(args)
-    assert pace.settle_recipe(recipe, args, None, torch.nn.Identity(), {}, None) is recipe
+    settled = pace.settle_recipe(recipe, args, None, torch.nn.Identity(), {}, None, Clock())
+    assert settled is recipe
 
 
 def test_measuring_changes_nothing():
@@ -138,10 +140,25 @@ def test_a_device_that_small_steps_leave_idle_is_timed_on_whole_ones(
     monkeypatch.setattr(pace, "world_size", lambda: ranks)
     monkeypatch.setattr(pace, "pixels_a_second", lambda *args: timed.append(args[-1]) or 1e6)
     monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", "fast", "--max-minutes", "1"])
-    data = SimpleNamespace(
-        splits={"train": ["a.png"], "val": []},
+    model = torch.nn.Linear(1, 1, device=device)
+    pace.fit_recipe(FAST, training_arguments(""), model, images_of_60_by_80(val=0))
+    assert timed == [shape]
+
+
+def test_windows_of_large_images_make_longer_epochs_and_time_is_kept_to_score(monkeypatch):
+    """Scored are whole images: here each is as large as eight windows."""
+    monkeypatch.setattr(pace, "pixels_a_second", lambda *_: 2 * 30 * 20)  # two windows a second
+    flags = "train.py --recipe fast --max-minutes 1 --crop 30 20"
+    monkeypatch.setattr(sys, "argv", flags.split())
+    data = images_of_60_by_80(val=4)
+    recipe, seconds = pace.fit_recipe(FAST, training_arguments(""), torch.nn.Linear(1, 1), data)
+    assert recipe.augment == 4 * 8 * pace.SAMPLES_PER_SCORE - 1
+    assert seconds == pytest.approx(4 * 8 / 2 / pace.SCORING_SPEEDUP)
+
+
+def images_of_60_by_80(val: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        splits={"train": ["a.png"], "val": ["b.png"] * val},
         pixel_counts={"train": [5, 5]},
         image=lambda name: np.zeros((60, 80, 3), np.uint8),
     )
-    pace.fit_recipe(FAST, training_arguments(""), torch.nn.Linear(1, 1, device=device), data)
-    assert timed == [shape]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ..distributed import all_reduce_sum, rank
+from ..errors import BadInput
 
 # USR2: a scheduler's, before the walltime. HUP: of a terminal that closes.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -41,9 +42,18 @@ class Clock:
         self.start = time.monotonic() - seconds
         self.agreed = self.last_save = seconds
 
-    def note_interrupts(self) -> None:
-        """Treat Ctrl-C like the other signals from here on."""
+    def begin_training(self, fresh: bool) -> None:
+        """Collective: treat Ctrl-C like the other signals from here on.
+
+        BadInput if a fresh run has no time left for its first step.
+        """
         signal.signal(signal.SIGINT, self._note)
+        self.poll()
+        if fresh and self.time_used() >= 1:
+            raise BadInput(
+                f"--max-minutes {self.limit_minutes} leaves no time between the start, which took "
+                f"{self.agreed:.0f} s, and the first validation: give more"
+            )
 
     def _note(self, number: int, frame: object) -> None:
         self.signalled = True

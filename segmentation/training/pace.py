@@ -15,12 +15,14 @@ from ..distributed import all_reduce_sum, alone, say, world_size
 from ..models import build_model
 from ..models.layers import DropPath, KeyedDropout
 from ..recipes import LONGER, PASSES, Recipe, criterion_for
+from .clock import Clock
 
 ON_A_CPU = (4, 256, 256)  # images, height, width of the step that is timed there
 WARM_UP = 2  # steps before it
 FEWEST = 300  # images: a smaller set takes as many steps to learn as one of so many
-# Samples of an epoch, at least, and per image of val. Scoring an image takes a third of the time of
-# training on it (docs/speed.md): at half size 2 % of the epoch.
+SCORING_SPEEDUP = 3  # how much faster an image is scored than trained on (docs/speed.md)
+# Samples of an epoch, at least, and per image of val and of its size: scoring val takes as long as
+# 2 % of an epoch of samples of half their height and width.
 LEAST_SAMPLES = 1000
 SAMPLES_PER_SCORE = 64
 
@@ -32,17 +34,19 @@ def settle_recipe(
     model: nn.Module,
     config: dict,
     data: Any,
+    clock: Clock,
 ) -> Recipe:
     """Collective: the stopped run's recipe, that which fits the time limit, or the recipe itself.
 
-    args: of train.py; saved: the stopped run's checkpoint. Model and config get its dropout.
+    args: of train.py; saved: the stopped run's checkpoint. Model and config get its dropout, the
+    clock how long the first validation will take.
     """
     if saved:
         stored = saved.get("recipe", asdict(recipe))  # older checkpoints have none
         return replace(Recipe(**stored), epochs=recipe.epochs)
     if not fits_time(recipe, args):
         return recipe
-    fitted = fit_recipe(recipe, args, model, data)
+    fitted, clock.validation_seconds = fit_recipe(recipe, args, model, data)
     set_dropout(model, config, fitted)
     return fitted
 
@@ -52,13 +56,18 @@ def fits_time(recipe: Recipe, args: Namespace) -> bool:
     return recipe.decay is not None and args.max_minutes is not None
 
 
-def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> Recipe:
+def fit_recipe(
+    recipe: Recipe, args: Namespace, model: nn.Module, data: Any
+) -> tuple[Recipe, float]:
     """Collective: the recipe for this model, these images and this time limit; says what it is.
 
+    Beside it, how many seconds a validation will take.
     args: of train.py; numbers that its flags set stay. data: a SegmentationDataset.
     """
     names = data.splits["train"]
-    height, width = args.crop or data.image(names[0]).shape[:2]
+    whole = data.image(names[0]).shape[:2]
+    height, width = args.crop or whole
+    scored = len(data.splits["val"]) * math.prod(whole) / (height * width)  # in samples
     criterion = criterion_for(recipe, data.pixel_counts["train"])
     # A GPU waits for the host in small steps: there a rank's share of a batch is timed, of two
     # images or more for BatchNorm.
@@ -70,7 +79,7 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
     images = max(FEWEST, len(names))
     passes = 60 * args.max_minutes * speed / images
 
-    samples = max(LEAST_SAMPLES, SAMPLES_PER_SCORE * len(data.splits["val"]))
+    samples = max(LEAST_SAMPLES, round(SAMPLES_PER_SCORE * scored))
     fitted = replace(for_time(recipe, passes), augment=max(0, samples - len(names)))
     own = asdict(recipe)
     fitted = replace(fitted, **{name: own[name] for name in args.given})
@@ -79,7 +88,7 @@ def fit_recipe(recipe: Recipe, args: Namespace, model: nn.Module, data: Any) -> 
         f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over {images}: "
         f"{', '.join(chosen)}"
     )
-    return fitted
+    return fitted, scored / (SCORING_SPEEDUP * speed)
 
 
 def for_time(recipe: Recipe, passes: float) -> Recipe:

@@ -32,6 +32,7 @@ FREE_ON_RESUME = (  # flags that a resumed run may change
     "workers",
     "device",
     "max_minutes",
+    "amp",
     "epochs",
     "given",  # their names, of a recipe's numbers
     "save_every",
