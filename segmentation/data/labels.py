@@ -140,12 +140,12 @@ def check_agreement(counts: list[list[int]]) -> str:
 
     counts: of each mask, the pixels of each label 0..255.
     """
-    white = [mask[IGNORED] > 0 and not any(mask[1:IGNORED]) for mask in counts]
-    both = [mask[IGNORED] > 0 and any(mask[1:IGNORED]) for mask in counts]
-    one = [mask[1] > 0 and not any(mask[2:]) for mask in counts]
-    if any(both) or not any(white) or not any(one):
+    held = [{*np.flatnonzero(mask)} - {0} for mask in counts]  # labels other than 0
+    white = held.count({IGNORED})
+    one = held.count({1})
+    if not white or not one or any(labels > {IGNORED} for labels in held):
         return ""
     return (
-        f"{sum(white)} masks hold only 0 and 255, {sum(one)} only 0 and 1: where both paint one "
+        f"{white} masks hold only 0 and 255, {one} only 0 and 1: where both paint one "
         "class say --label-map 255=1; where 255 is to be ignored, --label-map 255=255"
     )
