@@ -40,14 +40,6 @@ def encoder_levels(model: Single) -> list[list[nn.Module]]:
     ]
 
 
-def run_layer(layer: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
-    """N x C_in x H x W -> N x C x h x w."""
-    if not isinstance(layer, Stage):
-        return layer(x)
-    draws = iter(draw_depth(layer, keys, x))
-    return layer(x, draws)
-
-
 class Part(nn.Module):
     """Consecutive levels of an encoder.
 
@@ -68,7 +60,10 @@ class Part(nn.Module):
             for level in self.levels:
                 x = maps[-1].contiguous(memory_format=torch.channels_last)
                 for layer in level:
-                    x = run_layer(layer, x, keys)
+                    if isinstance(layer, Stage):
+                        x = layer(x, iter(draw_depth(layer, keys, x)))
+                    else:
+                        x = layer(x)
                 maps += (x,)
         if rank() == 0:
             maps = maps[1:]  # without the image
