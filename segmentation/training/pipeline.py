@@ -235,8 +235,7 @@ class Pipeline:
         say(f"pipeline: {count} micro-batch{ending} of {size} images{reason}")
         # Tensors without memory tell the schedule the shapes between the parts.
         image = torch.empty_like(image[:size], device="meta")
-        shapes = [x.shape for x in self.without_memory(image)]
-        maps = [image.new_empty(shape).requires_grad_() for shape in shapes]
+        maps = [image.new_empty(x.shape).requires_grad_() for x in self.without_memory(image)]
         inputs = maps[: self.first_level] or [image]
         outputs = maps[: self.end]
         if self.last:
