@@ -183,8 +183,7 @@ class Pipeline:
         self.part = Part(levels[first:end], amp)
         self.last = LastPart(model, self.part, criterion) if end == pieces else None
         before_last = Part(levels[: cuts[-2]], amp).modules()
-        has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in before_last)
-        self.splits = not has_batchnorm
+        self.splits = not any(isinstance(module, nn.BatchNorm2d) for module in before_last)
         # The whole encoder on the meta device, to compute shapes with.
         self.without_memory = copy.deepcopy(model.encoder).to("meta").eval()
         Part(levels[:first] + levels[end:], amp).to("meta")  # frees what other ranks compute
