@@ -169,7 +169,6 @@ def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """
     if value.dim() == 0:
         return value
-    value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
         return distribute_tensor(
             value.contiguous(),
