@@ -175,5 +175,4 @@ def as_parameter(value: Tensor, parameter: nn.Parameter) -> Tensor:
             parameter.device_mesh,
             parameter.placements,
         )
-    moment = torch.empty_like(parameter, dtype=value.dtype)
-    return moment.copy_(value)
+    return torch.empty_like(parameter).copy_(value)
