@@ -167,8 +167,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """N x C x H x W -> the same; N may differ between ranks, and be 0."""
         if not self.training or world_size() == 1:
             return super().forward(x)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+        self.num_batches_tracked.add_(1)
         # torch.compile fuses operators; the kernels it could only call one by one.
         if x.is_cuda and not torch.compiler.is_compiling():
             return self.with_cuda_kernels(x)
