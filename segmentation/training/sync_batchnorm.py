@@ -179,9 +179,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def with_any_operators(self, x: Tensor) -> Tensor:
         x, mean, variance, count = AnyBatchNorm.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         return x
 
 
