@@ -70,9 +70,10 @@ ENCODERS = (  # column, what stands before the names
 )
 
 
-def layer_names(table: Table, column: int, before: str = "", **numbers: int) -> Names:
+def layer_names(table: Table, column: int, before: str, i: int, j: int = 0) -> Names:
     """The layers of one table as one kind of file names them, numbers filled in."""
     blocks = BLOCKS if table is BLOCK_LAYERS else [""] * 4
+    numbers = {"i": i, "n": i + 1, "j": j}
     names = {}
     for row in table:
         ours = (blocks[0] + row[0]).format(**numbers)
@@ -85,9 +86,9 @@ def encoder_names(depths: Sequence[int], column: int, before: str) -> Names:
     """The names of all layers of an encoder whose stages have so many blocks."""
     names: Names = {}
     for i, depth in enumerate(depths):
-        names |= layer_names(STAGE_LAYERS, column, before, i=i, n=i + 1)
+        names |= layer_names(STAGE_LAYERS, column, before, i)
         for j in range(depth):
-            names |= layer_names(BLOCK_LAYERS, column, before, i=i, n=i + 1, j=j)
+            names |= layer_names(BLOCK_LAYERS, column, before, i, j)
     return names
 
 
@@ -95,7 +96,7 @@ def segformer_names(encoder: Names, column: int) -> Names:
     """Those of a whole SegFormer with the paper's decoder."""
     names = {f"encoder.{ours}": theirs for ours, theirs in encoder.items()}
     for i in range(4):
-        names |= layer_names(DECODER_LAYERS, column, i=i, n=i + 1)
+        names |= layer_names(DECODER_LAYERS, column, "", i)
     return names
 
 
@@ -105,7 +106,7 @@ def recognise(state: State, path: Path) -> tuple[str, Names, int]:
     BadInput for anything else.
     """
     for column, before in ENCODERS:
-        first = layer_names(STAGE_LAYERS, column, before, i=0, n=1)
+        first = layer_names(STAGE_LAYERS, column, before, 0)
         merge = first["stages.0.merging.merge"][0] + ".weight"
         if merge in state:
             break
@@ -114,7 +115,7 @@ def recognise(state: State, path: Path) -> tuple[str, Names, int]:
     depths = []
     for i in range(4):
         for j in itertools.count():
-            block = layer_names(BLOCK_LAYERS, column, before, i=i, n=i + 1, j=j)
+            block = layer_names(BLOCK_LAYERS, column, before, i, j)
             if not any(f"{layer}.weight" in state for layers in block.values() for layer in layers):
                 depths.append(j)
                 break
