@@ -92,17 +92,17 @@ def encoder_state(weights: Weights, encoder: nn.Module, variant: str | None) -> 
         return own_encoder(weights, encoder, f"MiT-{variant}" if variant else "ResNet18")
     tensors = weights.tensors
     state = {name: tensors[name] for name in tensors if not name.startswith(NO_ENCODERS)}
-    if not variant:
-        if "conv1.weight" not in state:
-            raise foreign("ResNet18 that torchvision saved", state, path)
+    if variant:
+        found, names, _ = recognise(state, path)
+        if found != variant:
+            raise BadInput(
+                f"{path} holds MiT-{found}, the model is {variant}: "
+                f"use --variant {found} or another file"
+            )
+    elif "conv1.weight" in state:
         names = {layer: [layer] for layer, _ in encoder.named_modules()}
-        return translate(state, encoder, names, path)
-    found, names, _ = recognise(state, path)
-    if found != variant:
-        raise BadInput(
-            f"{path} holds MiT-{found}, the model is {variant}: "
-            f"use --variant {found} or another file"
-        )
+    else:
+        raise foreign("ResNet18 that torchvision saved", state, path)
     return translate(state, encoder, names, path)
 
 
