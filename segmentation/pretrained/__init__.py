@@ -113,7 +113,7 @@ def own_encoder(weights: Weights, encoder: nn.Module, kind: str) -> State:
     for name, tensor in weights.tensors.items():
         before, _, own = name.partition("encoder.")
         states[before][own] = tensor
-    for _, state in sorted(states.items()):
+    for state in states.values():
         if {name: tensor.shape for name, tensor in state.items()} == wanted:
             return state
     config = (weights.checkpoint or {})["config"]
