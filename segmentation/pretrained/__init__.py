@@ -70,7 +70,7 @@ def load_encoder_weights(model: nn.Module, source: str | Path) -> dict[str, Any]
                 "use --encoder-weights none"
             )
         url, licence = RESNET18_URL, RESNET18_LICENCE
-        name = url.rpartition("/")[2]
+        name = Path(url).name
         sha256 = name.removeprefix("resnet18-").removesuffix(".pth")
         if variant:
             revision, sha256 = MIT_FILES[variant]
