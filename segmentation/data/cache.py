@@ -100,7 +100,7 @@ def tidy(began: float) -> str:
     folder = entry_of().parent
     in_use = began - 60  # clocks of file servers differ
     entries = []
-    for entry in folder.iterdir() if folder.is_dir() else []:
+    for entry in folder.glob("*"):  # none where there is no folder
         with contextlib.suppress(OSError):  # another process may remove it too
             record = entry / "record.json"
             used = (record if record.exists() else entry).stat().st_mtime
