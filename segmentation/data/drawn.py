@@ -80,15 +80,17 @@ def read_drawings(
             except (OSError, ValueError):
                 broken.append(f"{name}: cannot be read as JSON; export it again, or remove it")
                 continue
-            contents[name] = content if isinstance(content, dict) else {}
-            contents[name].pop("imageData", None)  # labelme's copy of the image
+            if isinstance(content, dict):
+                content.pop("imageData", None)  # labelme's copy of the image
+                contents[name] = content
     kind, read = "coco", _coco
     files = [name for name in contents if "categories" in contents[name]]
     files = [name for name in files if "instances" in name] or files  # beside keypoints and stuff
     if not files:
         kind, read = "labelme", _labelme
         files = [name for name in contents if "shapes" in contents[name]]
-    problems += broken if files else []
+    if files:
+        problems += broken
     classes: list[str] = []
     sketches: list[Drawing] = []
     for file in files:
@@ -96,7 +98,8 @@ def read_drawings(
             sketches += read(file, contents[file], classes)
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{file}: is not as {kind} writes it ({error!r}); export it again")
-    classes = sorted(classes) if kind == "labelme" else classes
+    if kind == "labelme":
+        classes.sort()
     classes = ["background", *dict.fromkeys(name for name in classes if name not in LABELS)]
     labels = {name: label for label, name in enumerate(classes)} | LABELS
 
