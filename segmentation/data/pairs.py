@@ -1,7 +1,5 @@
 """Bring one image/mask pair into the cache: decode its two files, or render a scene."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,15 +58,17 @@ def read_pair(
     mask_shape = mask_record["shape"] if mask_record else None
     problems: list[str] = []
 
-    with _noting(problems, mask_name):
+    try:
         if mask_record is None:
             stored, palette = (paint(drawing), []) if drawing else read_mask(mask_file, colours)
             mask_shape = stored.shape
             check_declared(histogram(stored), table)
             mask = table.astype(np.uint8)[stored]
             mask_record = store(mask_entry, mask, counts=histogram(mask), palette=palette)
+    except Unreadable as reason:
+        problems.append(f"{mask_name}: {reason}")
 
-    with _noting(problems, name):
+    try:
         if image_record is None:
             mask_size = (mask_shape[1], mask_shape[0]) if mask_shape else None
             image, digest = read_image(image_file, mask_size)
@@ -80,6 +80,8 @@ def read_pair(
                 # Pillow widens its filter with the scale, so a smaller image is not aliased.
                 image = image.resize(size[::-1], Image.Resampling.BILINEAR)
             image_record = store(image_entry, np.asarray(image), digest=digest)
+    except Unreadable as reason:
+        problems.append(f"{name}: {reason}")
 
     if image_record is None or mask_record is None:
         return problems
@@ -100,15 +102,6 @@ def clashing_palettes(pairs: dict[str, Pair]) -> str:
                     "save the masks as RGB and name the colours in classes.csv"
                 )
     return ""
-
-
-@contextmanager
-def _noting(problems: list[str], name: str) -> Iterator[None]:
-    """Unreadable, raised inside this context, becomes a problem of the file `name`."""
-    try:
-        yield
-    except Unreadable as reason:
-        problems.append(f"{name}: {reason}")
 
 
 def _check_sizes(image: Size, mask: Size, mask_name: str) -> None:
