@@ -93,7 +93,7 @@ def read_mask(path: Path, colours: dict[int, int] | None) -> tuple[ndarray, list
 
 def histogram(values: ndarray) -> list[int]:
     """Pixels of each value 0..255 of a uint8 array H x W, without a wider copy of it."""
-    return Image.fromarray(np.ascontiguousarray(values)).histogram()
+    return Image.fromarray(values).histogram()
 
 
 def _open(path: Path) -> tuple[Image.Image, bytes]:
