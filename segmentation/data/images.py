@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from .problems import Unreadable
 
@@ -123,10 +123,10 @@ def _pages(image: Image.Image) -> int:
     if image.format == "MPO":  # a camera's, with its preview
         return 1
     try:
-        frames = pages = getattr(image, "n_frames", 1)
-        for frame in range(frames if image.format == "TIFF" and frames > 1 else 0):
-            image.seek(frame)
-            pages -= getattr(image, "tag_v2", {}).get(TIFF_KIND, 0) & 1
+        pages = getattr(image, "n_frames", 1)
+        if image.format == "TIFF":
+            for page in ImageSequence.Iterator(image):
+                pages -= getattr(page, "tag_v2", {}).get(TIFF_KIND, 0) & 1
         image.seek(0)
     except Exception:  # as in _open
         return 1  # decoding will say what is wrong
