@@ -298,10 +298,11 @@ def _by_lists(
     if not listed & ends:
         notes += [f"{text} names none of the images, and is not read" for text in texts]
         return dict.fromkeys(images, "")
+    rest = "train"
     if in_sets or lists["train"]:
+        rest = ""
         problems[:] = [each for each in problems if end_of(each.split(":")[0]) in listed]
     problems += [f"{end}: listed, but no image with a mask" for end in sorted(listed - ends)]
-    rest = "" if in_sets or lists["train"] else "train"
     return {
         image: next((split for split in reversed(SPLITS) if end_of(image) in lists[split]), rest)
         for image in images
