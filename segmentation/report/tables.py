@@ -136,11 +136,10 @@ def choose_examples(entries: Entries, top: int) -> dict[str, list[str]]:
     mious = miou_of_images(entries)
     known = {name: row for name, row in mious.items() if None not in row}
     ordered = sorted(known, key=lambda name: -sum(known[name]))
-    worst = ordered[::-1]
     if len(entries) == 1:
         half = (len(ordered) + 1) // 2
-        best = ordered[: min(half, top)]
-        return {"Best images": best, "Worst images": worst[: len(ordered) - len(best)][:top]}
+        best, rest = ordered[:half], ordered[half:]
+        return {"Best images": best[:top], "Worst images": rest[::-1][:top]}
 
     def lead(name: str) -> float:
         *_, second, first = sorted(known[name])
@@ -151,5 +150,5 @@ def choose_examples(entries: Entries, top: int) -> dict[str, list[str]]:
     for index, entry in enumerate(entries):
         won = [name for name in by_lead if index_of_best(known[name]) == index]
         chosen[f"Where {entry.label} leads most"] = won[:top]
-    chosen["Hardest for all"] = worst[:top]
+    chosen["Hardest for all"] = ordered[::-1][:top]
     return chosen
