@@ -10,7 +10,9 @@ surroundings have to be learnt. Shadows change no label.
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 from math import pi
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -135,15 +137,10 @@ def _words(table: str) -> list[list[str]]:
     return [line.split() for line in lines[1:]]
 
 
-def _read_things() -> dict[str, list[Layer]]:
-    things: dict[str, list[Layer]] = {}
-    for name, *words in _words(THINGS_TABLE):
-        layer = Layer(words[9:], *map(float, words[:9]))
-        things.setdefault(name, []).append(layer)
-    return things
-
-
-THINGS = _read_things()
+THINGS = {
+    name: [Layer(words[10:], *map(float, words[1:10])) for words in lines]
+    for name, lines in groupby(_words(THINGS_TABLE), itemgetter(0))
+}
 
 
 def lay_out(rng: Generator, camera: ndarray, extent: float) -> Plot:
@@ -216,7 +213,7 @@ def turn(degrees: float) -> ndarray:
 def shapes(rng: Generator, name: str) -> Iterator[tuple[Layer, ndarray, ndarray]]:
     """Each layer of a thing with a colour (red, green, blue) and an outline, 24 x 2 in metres."""
     around = np.arange(24) * pi / 12 + 0.1
-    circle = np.stack([np.cos(around), np.sin(around)], axis=1)
+    circle = np.column_stack([np.cos(around), np.sin(around)])
     stretch = rng.uniform(0.85, 1.15, 2)
     for layer in THINGS[name]:
         if layer.colours:
