@@ -233,15 +233,14 @@ def gain_interval(
     with replacement, the same for both; the interval holds the middle 95 % of the differences of
     RESAMPLES resamples.
     """
-    N, K, _ = average.shape
-    pairs = torch.stack((average, member), 1).double()
-    flat = pairs.flatten(1)  # N x 2KK
+    N = len(average)
+    pairs = torch.stack((average, member), 1).double()  # N x 2 x K x K
     generator = np.random.default_rng(0)
     differences = []
     for _ in range(0, RESAMPLES, CHUNK):
         drawn = generator.multinomial(N, [1 / N] * N, size=CHUNK)  # R x N: how often each image
-        sums = torch.from_numpy(drawn).double() @ flat
-        ious, _ = class_scores(sums.view(CHUNK, 2, K, K))
+        sums = torch.tensordot(torch.from_numpy(drawn).double(), pairs, 1)
+        ious, _ = class_scores(sums)
         first, second = ious.nanmean(-1).T
         differences.append(first - second)
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
