@@ -124,12 +124,12 @@ def score_image(
     image, mask = data.image(name), data.mask(name)
     matrix = torch.zeros(K, K, dtype=torch.int64)
     sums = torch.zeros(3, K, dtype=torch.float64)
-    for top, probability in predict_strips(model, image, how, mask.shape[:2]):
+    for top, probability in predict_strips(model, image, how, mask.shape):
         target = target_of(mask, top, probability)
         matrix += confusion_matrix(probability.max(0).indices, target, K).cpu()
         valid = (target != IGNORED)[None, None]
         label = torch.where(valid, target, 0)
-        sums += tversky_sums(probability[None] * valid, label, valid).cpu().double()
+        sums += tversky_sums(probability[None] * valid, label, valid).cpu()
     return matrix, sums
 
 
