@@ -78,8 +78,8 @@ def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augment
 
 def view_size(augmentation: Augmentation, size: Size) -> Size:
     """(height, width) of the view, the whole source at its new scale; at least one pixel."""
-    height, width = (round(side * augmentation.scale) for side in size)
-    return max(1, height), max(1, width)
+    height, width = (max(1, round(side * augmentation.scale)) for side in size)
+    return height, width
 
 
 def window_corner(

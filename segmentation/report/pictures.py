@@ -76,9 +76,9 @@ def sample_sheet(samples: list[dict], palette: list[list[int]]) -> Image.Image:
     columns = []
     for sample in samples:
         mask = palette_image(sample["mask"].numpy(), palette).convert("RGB")
-        columns.append(np.concatenate([sample["image"].permute(1, 2, 0), mask]))
-    rows = [np.concatenate(columns[first : first + 4], axis=1) for first in (0, 4)]
-    sheet = Image.fromarray(np.concatenate(rows))
+        columns.append(np.vstack([sample["image"].permute(1, 2, 0), mask]))
+    rows = [np.hstack(columns[first : first + 4]) for first in (0, 4)]
+    sheet = Image.fromarray(np.vstack(rows))
     sheet.thumbnail((LONGEST_SHEET, LONGEST_SHEET), Image.Resampling.NEAREST)
     return sheet
 
@@ -86,7 +86,6 @@ def sample_sheet(samples: list[dict], palette: list[list[int]]) -> Image.Image:
 def thumbnail(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size` (height, width), or smaller: the longer side is at most LONGEST."""
     factor = min(1.0, LONGEST / max(size))
-    height, width = (max(1, round(side * factor)) for side in size)
-    smaller = width, height
+    smaller = [max(1, round(side * factor)) for side in reversed(size)]  # width, height
     # Palette images keep their labels: Pillow samples them nearest, whatever filter is given.
     return image.resize(smaller, Image.Resampling.BILINEAR)
