@@ -46,7 +46,7 @@ class TrainingSamples(Dataset):
         scale_range: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.data = data
-        self.names = list(data.splits[split])
+        self.names = data.splits[split]
         self.crop = crop
         self.augment = augment
         self.seed = seed

@@ -141,7 +141,7 @@ def draw_line(line: Line, place: Callable) -> str:
     return drawn + dots if len(line.points) <= DOTTED else drawn
 
 
-def round_numbers(low: float, high: float, count: int, finest: float = 0.0) -> list[float]:
+def round_numbers(low: float, high: float, count: int, finest: float) -> list[float]:
     """About `count` round numbers in [low, high]; their step is 1, 2 or 5 times a power of ten.
 
     The step is `finest` or more.
