@@ -67,7 +67,13 @@ def main() -> None:
     if not args.weights:
         folds = folds_of(data)
         fits = fit_weights(members, data, folds, how, per_class=args.per_class)
-    average, val_scores = choose_average(members, args.weights, fits, data, how, loss)
+    average = mix(members, args.weights or fits[0].weights)
+    val_scores = score_split(average, data, "val", how, **loss)
+    # The search averages at mask resolution, UFormer at network resolution. If the average loses to
+    # a member at the latter, fall back to that member.
+    if fits and (val_scores["miou"] or 0.0) < max(fits[0].members):
+        average = mix(members, fits[0].best_member())
+        val_scores = score_split(average, data, "val", how, **loss)
 
     # Scores
     split = "test" if data.splits["test"] else "val"
@@ -128,27 +134,6 @@ def folds_of(data: SegmentationDataset) -> list[list[str]]:
 def mix(members: list[nn.Module], weights: Tensor | list[float]) -> UFormer:
     """The average, on the device of its members."""
     return UFormer(*members, weights=weights).to(device_of(members[0]))
-
-
-def choose_average(
-    members: list[nn.Module],
-    given: list[float] | None,
-    fits: list[Fit],
-    data: SegmentationDataset,
-    how: Prediction,
-    loss: dict[str, float],
-) -> tuple[UFormer, dict]:
-    """The UFormer of the given or the fitted weights, and its scores on val.
-
-    The search averages at mask resolution, UFormer at network resolution. If the average loses to a
-    member at the latter, fall back to that member.
-    """
-    average = mix(members, given or fits[0].weights)
-    scores = score_split(average, data, "val", how, **loss)
-    if fits and (scores["miou"] or 0.0) < max(fits[0].members):
-        average = mix(members, fits[0].best_member())
-        scores = score_split(average, data, "val", how, **loss)
-    return average, scores
 
 
 def check_members(
