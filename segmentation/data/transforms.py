@@ -19,7 +19,6 @@ from torch import Tensor
 from .labels import IGNORED
 
 Size = tuple[int, int]  # (height, width)
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def _window_and_grid(
     size: Size,
     matrix: ndarray,
     crop: Size,
-) -> tuple[Window, Tensor]:
+) -> tuple[tuple[slice, slice], Tensor]:
     """The window of a source of `size` that a crop can touch, and the positions of its pixels.
 
     The positions are those that grid_sample takes within the window, 1 x h x w x 2.
