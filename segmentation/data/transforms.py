@@ -176,8 +176,8 @@ def _copy_window(
 
     Sampled nearest where the source has another size.
     """
-    axes = zip(corner, crop, size, source.shape, strict=False)  # an image has a third axis
-    (rows, above_or_below), (columns, beside) = [_nearest(*axis) for axis in axes]
+    # Two axes, though an image has a third: map ends with the shortest.
+    (rows, above_or_below), (columns, beside) = map(_nearest, corner, crop, size, source.shape)
     top, left = rows[0], columns[0]
     block = source[top : rows[-1] + 1, left : columns[-1] + 1]
     copied = block.take(rows - top, axis=0).take(columns - left, axis=1)
