@@ -147,8 +147,10 @@ def check_members(
     """
     first = metas[0]
     keys = ["task", "label_map", "splits"]
-    keys += ["seed"] if first["data"]["root"] == "scenes" else []
-    keys += [] if folder else ["root"]
+    if first["data"]["root"] == "scenes":
+        keys.append("seed")
+    if not folder:
+        keys.append("root")
     for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
         if meta["classes"] != first["classes"]:
