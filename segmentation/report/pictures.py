@@ -76,7 +76,7 @@ def sample_sheet(samples: list[dict], palette: list[list[int]]) -> Image.Image:
     columns = []
     for sample in samples:
         mask = palette_image(sample["mask"].numpy(), palette).convert("RGB")
-        columns.append(np.vstack([sample["image"].permute(1, 2, 0), mask]))
+        columns.append(np.concatenate([sample["image"].permute(1, 2, 0), mask]))
     rows = [np.hstack(columns[first : first + 4]) for first in (0, 4)]
     sheet = Image.fromarray(np.vstack(rows))
     sheet.thumbnail((LONGEST_SHEET, LONGEST_SHEET), Image.Resampling.NEAREST)
