@@ -62,7 +62,7 @@ def candidate_weights(members: int) -> Tensor:
     while steps < 20 and comb(steps + members, steps + 1) <= CANDIDATES:
         steps += 1
     chosen = torch.tensor(list(combinations_with_replacement(range(members), steps)))  # C x steps
-    grid = nn.functional.one_hot(chosen, members).sum(1).float() / steps
+    grid = nn.functional.one_hot(chosen, members).sum(1) / steps
     if steps % members:
         equal = torch.full((1, members), 1 / members)
         grid = torch.cat((equal, grid))
