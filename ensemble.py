@@ -77,7 +77,7 @@ def main() -> None:
 
     # Scores
     split = "test" if data.splits["test"] else "val"
-    names = data.splits["test"] or sorted(data.splits["val"])
+    names = sorted(data.splits[split])
     for file, meta in zip(args.checkpoints, metas, strict=True):
         tell_seen(file, meta, names)
     tables = [score_table(member, data, names, split, how) for member in members]
@@ -247,8 +247,7 @@ def print_table(
     split: str,
 ) -> None:
     """The deck's table: model, loss, mIoU, mPA, GPUs, training time."""
-    measures = f"{split} loss", f"{split} mIoU", f"{split} mPA"
-    rows = [["model", *measures, "GPUs", "training time"]]
+    rows = [["model", f"{split} loss", f"{split} mIoU", f"{split} mPA", "GPUs", "training time"]]
     for label, run, row in zip(labels, runs, scores, strict=True):
         time = str(timedelta(seconds=round(run["seconds"])))
         count = str(gpus(run["environment"]))
