@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and how the scripts end."""
 
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -40,3 +41,7 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
         end_with(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except BrokenPipeError:
+        # Python flushes once more at its end, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit("what read the output has ended")

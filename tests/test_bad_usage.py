@@ -385,3 +385,26 @@ def test_as_launched(tmp_path: Path, command: list[str], code: int, message: str
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == code
     assert ended.stderr.count(message) == 1
+
+
+CHATTER = """
+from segmentation.errors import exit_on_bad_input
+
+def main():
+    while True:
+        print("a line of the output", flush=True)
+
+exit_on_bad_input(main)
+"""
+
+
+def test_head_ends_a_script_with_a_sentence():
+    """As `python evaluate.py ckpt.pt | head` does."""
+    script = subprocess.Popen(
+        [sys.executable, "-c", CHATTER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert script.stdout.readline() == b"a line of the output\n"
+    script.stdout.close()
+    assert script.stderr.read() == b"what read the output has ended\n"
+    assert script.wait(60) == 1
+    script.stderr.close()
