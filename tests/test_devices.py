@@ -241,29 +241,34 @@ def test_a_loss_that_is_no_number_is_found_a_step_later():
         train.LossOfStep(torch.tensor(0.5, device=CUDA), ["c.png"]).check()
 
 
-# train.py with the workers of a GPU, and two steps that go on after a signal.
+# train.py with the workers of a GPU, or those of a CPU from Python 3.14 on; two steps go on after a
+# signal.
 JOB = """
-import multiprocessing.forkserver as server, os, signal
+import multiprocessing, os, signal, sys
+import multiprocessing.forkserver as server
 import torch
 import train
 from segmentation.training.workers import PRELOADED
 
 make_loader, poll, calls = train.make_loader, train.Clock.poll, []
 
-def as_on_cuda(samples, order, workers, device):
-    loader = make_loader(samples, order, workers, torch.device("cuda"))
+def by_server(samples, order, workers, device):
+    loader = make_loader(samples, order, workers, torch.device(kind))
     assert loader.multiprocessing_context.get_start_method() == "forkserver"
     assert server._forkserver._preload_modules == PRELOADED
     return loader
 
 def late(clock):
     calls.append(clock)
-    if len(calls) == 1:
+    if len(calls) == 2:  # the first is before the first step
         os.killpg(0, signal.SIGTERM)
-    return poll(clock) and len(calls) == 3
+    return poll(clock) and len(calls) == 4
 
 if __name__ == "__main__":
-    train.make_loader, train.Clock.poll = as_on_cuda, late
+    kind = sys.argv.pop(1)
+    if kind == "cpu":
+        multiprocessing.set_start_method("forkserver")
+    train.make_loader, train.Clock.poll = by_server, late
     try:
         train.main()
     finally:
@@ -294,13 +299,14 @@ def test_what_forks_workers_has_imported_what_takes_long():
 
 
 @pytest.mark.slow
-def test_workers_of_a_gpu_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_path):
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_workers_outlive_the_signals_that_stop_a_run(tiny_folder, tmp_path, kind):
     """So does the process without CUDA that forks them. torchrun signals all of a rank's group."""
     job, out = tmp_path / "job.py", tmp_path / "run"
     job.write_text(JOB)
-    flags = ("--data", tiny_folder, "--encoder-weights", "none", "--augment", "0", "--out", out)
+    flags = "--encoder-weights none --augment 0 --batch-size 2 --workers 2 --device cpu".split()
     done = subprocess.run(
-        [sys.executable, job, *flags, "--batch-size", "2", "--workers", "2", "--device", "cpu"],
+        [sys.executable, job, kind, *flags, "--data", tiny_folder, "--out", out],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
         capture_output=True,

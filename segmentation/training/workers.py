@@ -36,9 +36,11 @@ def worker_context(device: torch.device, workers: int) -> BaseContext | None:
     """How workers start; None for Python's default, or for no workers.
 
     On a GPU they are forks of a server process without CUDA: a fork of a process that uses CUDA may
-    abort. The server must outlive the signals that stop a run, because its workers end with it.
+    abort. From Python 3.14 on that is Linux's default, so it is prepared here on a CPU too. The
+    server must outlive the signals that stop a run, because its workers end with it.
     """
-    if device.type != "cuda" or not workers:
+    by_server = device.type == "cuda" or multiprocessing.get_start_method() == "forkserver"
+    if not by_server or not workers:
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
