@@ -378,7 +378,7 @@ def train_on(seen: Pretended, *flags: object) -> list[Poll]:
         mock.patch.multiple(torch.cuda, **card),
     ):
         assert run_script("train", *flags) == 0
-    return polls
+    return polls[1:]  # the first is before the first step
 
 
 @contextmanager
