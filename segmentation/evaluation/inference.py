@@ -117,7 +117,7 @@ def predict_strips(
 
     def read(rows: slice, columns: slice) -> Tensor:
         window = np.array(image[rows, columns])  # a copy, because memory maps may be read-only
-        return torch.from_numpy(window).to(device).permute(2, 0, 1)[None] / 255
+        return torch.from_numpy(window).to(device).permute(2, 0, 1)[None].float() / 255
 
     bands = _bands(model, read, tiles, how)
     return _resize(bands, size, output_size or size, device)
