@@ -377,7 +377,8 @@ def test_under_torchrun(tiny_folder: Path, tmp_path: Path, number: int, to: str)
 def launch(*arguments: object) -> subprocess.Popen:
     """train.py on two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR2,SIGHUP", "train.py", *map(str, arguments)]
+    command.append("--signals-to-handle=SIGTERM,SIGINT,SIGUSR2,SIGHUP")
+    command += ["train.py", *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
