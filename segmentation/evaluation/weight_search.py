@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, rank, world_size
 from ..metrics import IGNORED, class_scores, confusion_matrix
-from .inference import PLAIN, Prediction, predict_strips
+from .inference import PLAIN, Prediction, device_of, predict_strips
 from .scoring import LabelledImages, target_of
 
 CANDIDATES = 70  # at most, apart from the equal weights: 21 for two members, 66 for three
@@ -87,7 +87,7 @@ def fit_weights(
     """
     K = len(data.classes)
     model = SideBySide(members)
-    candidates = candidate_weights(len(members))
+    candidates = candidate_weights(len(members)).to(device_of(model))
 
     def measure(trials: Sequence[Tensor] = ()) -> Tensor:
         """The mIoU of each candidate on each fold, F x C.
@@ -124,7 +124,7 @@ def fit_weights(
         fits, trials = map(list, zip(*found, strict=True))
         if all(map(torch.equal, before, trials)):
             break
-    return fits
+    return [fit._replace(weights=fit.weights.cpu()) for fit in fits]
 
 
 def next_trial(
@@ -137,8 +137,9 @@ def next_trial(
 
     scores: K x C, the mIoU of the trial with one class's weights replaced by a candidate.
     """
-    # Class 0 replaced by the weights that it has: the trial itself. A vector of one.
-    own = scores[0, (candidates == trial[:, 0]).all(1)]
+    # Class 0 replaced by the weights that it has: the trial itself.
+    unchanged = (candidates == trial[:, 0]).all(1).nonzero()[0]
+    own = scores[0, int(unchanged)]
     lost = own < best.miou and not torch.equal(trial, best.weights)
     value, choice = scores.max(1)  # K
     k = int(value.argmax())
@@ -148,7 +149,8 @@ def next_trial(
         best = best._replace(weights=weights, miou=value[k].item())
     if lost:
         return best, best.weights
-    return best, torch.where(value > own, candidates[choice].T, trial)
+    gains = (value > own).to(trial.device)
+    return best, torch.where(gains, candidates[choice].T, trial)
 
 
 def labelled_strips(
@@ -183,7 +185,6 @@ def matrices_of_averages(
     disputed = (choices != first).any(0)
     agreed = confusion_matrix(first[~disputed], label[~disputed], K)
     probability, label = probability[:, :, disputed], label[disputed]
-    candidates = candidates.to(probability)
     averages = (torch.tensordot(weights, probability, 1) for weights in candidates)  # K x P each
     return agreed + torch.stack(
         [confusion_matrix(each.max(0).indices, label, K) for each in averages]
@@ -203,7 +204,6 @@ def matrices_of_class_changes(
     below the others' best is won by no candidate.
     """
     K = probability.shape[1]
-    candidates, trial = candidates.to(probability), trial.to(probability)
     average = (trial[:, :, None] * probability).sum(0)  # K x P
     result = torch.zeros(K, len(candidates), K, K, dtype=torch.int64, device=label.device)
     for k in range(K):
