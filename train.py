@@ -90,11 +90,11 @@ def main() -> None:
     # 2. The run's folder, and the run in it, if one is to go on.
     out = Path(args.out)
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
-    if args.amp is None:
-        args.amp = fits_time(recipe, args) and has_bfloat16(device)
     if saved:
         clock.go_on_from(saved["seconds"])
-        args.amp = saved["args"].get("amp", False)
+    if args.amp is None:
+        fast = fits_time(recipe, args) and has_bfloat16(device)
+        args.amp = saved["args"].get("amp", False) if saved else fast
     prepare(device, args.amp)
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.

@@ -180,7 +180,8 @@ def trained_on(checkpoint: dict) -> set[str]:
     splits = checkpoint.get("data", {}).get("splits", {})
     names = [image_names(name) for split in splits.values() for name in split]
     unique = len({last for _, last in names}) == len(names)
-    own = {image_names(name)[1 if unique else 0] for name in splits.get("train", [])}
+    train = map(image_names, splits.get("train", []))
+    own = {last if unique else path for path, last in train}
     return own | seen_by(checkpoint.get("encoder_weights"))
 
 

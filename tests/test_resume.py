@@ -277,14 +277,18 @@ def test_a_limit_that_the_start_uses_up_is_refused(tiny_folder: Path, tmp_path: 
     assert run_script("train", *flags, "--epochs", 1) == 0
 
 
-def test_a_limit_that_is_added_keeps_the_precision(tiny_folder: Path, tmp_path: Path, monkeypatch):
-    """The fitted recipe takes bfloat16 by itself, but not in the middle of a run."""
+def test_resume_keeps_the_precision_unless_told_otherwise(
+    tiny_folder: Path, tmp_path: Path, monkeypatch
+):
+    """A limit that is added fits the recipe, which takes bfloat16, but not within a run."""
     monkeypatch.setattr("train.has_bfloat16", lambda device: True)
     flags = ("--data", tiny_folder, *FLAGS, "--recipe", "fast", "--out", tmp_path)
     assert run_script("train", *flags, "--epochs", 1) == 0
     assert run_script("train", *flags, "--epochs", 2, "--max-minutes", 60, "--resume") == 0
     saved = read_checkpoint(tmp_path / "last.pt")
     assert saved["epoch"] == 2 and not saved["args"]["amp"]
+    assert run_script("train", *flags, "--epochs", 3, "--amp", "--resume") == 0
+    assert read_checkpoint(tmp_path / "last.pt")["args"]["amp"]
 
 
 @pytest.mark.parametrize(("flags", "saved_at"), [((), (1, 0)), (("--save-every", 1e-9), (1, 2))])

@@ -12,7 +12,7 @@ from PIL import Image
 from references import refused
 
 from segmentation import SegFormer, load_checkpoint
-from segmentation.checkpoint import read_checkpoint, save_checkpoint
+from segmentation.checkpoint import count_seen, read_checkpoint, save_checkpoint, trained_on
 from segmentation.models import build_model
 from segmentation.pretrained.files import NO_LICENCE, open_weights
 from segmentation.pretrained.initial import class_order, fit_classes, load_model
@@ -201,10 +201,7 @@ def score(tmp_path: Path, *arguments: object) -> str:
 def test_a_checkpoint_that_has_trained_on_what_is_scored_is_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    """By evaluate.py and ensemble.py: val of a --fit-all run becomes test, in another Unicode form.
-
-    0 is a letter that macOS writes as two.
-    """
+    """val of a --fit-all run becomes test, its names in the Unicode form of macOS."""
     for split, numbers in (("train", range(18)), ("val", range(18, 24))):
         for folder in ("images", "masks"):
             (tmp_path / "set" / split / folder).mkdir(parents=True)
@@ -221,19 +218,15 @@ def test_a_checkpoint_that_has_trained_on_what_is_scored_is_told(
     assert "24 of 24 images, by name" in seen
     told = f"warning: 24 of these 24 images are named like images that {best} was trained on"
     assert told in capsys.readouterr().out
+    assert run_script("ensemble", best, best.with_name("last.pt"), "--data", tmp_path / "set") == 0
+    assert told.replace("24", "6") in capsys.readouterr().out
 
 
-def test_images_numbered_anew_in_each_split_are_told_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    flags = ("--data", "scenes", *FLAGS, "--encoder-weights", "none")
-    assert run_script("train", *flags, "--out", tmp_path / "first") == 0
-    first = tmp_path / "first" / "best.pt"
-    again = (*flags[:-2], "--init", first, "--out", tmp_path / "second", "--dry-run")
-    assert run_script("train", *again) == 0
-    assert "named like" not in capsys.readouterr().out
-    assert "0 of 40 images, by name" in score(tmp_path, first)
-    assert "240 of 240 images, by name" in score(tmp_path, first, "--split", "train")
+def test_images_numbered_anew_in_each_split_are_told_apart():
+    """The built-in scenes are named so."""
+    splits = {"train": ["train/0000", "train/0001"], "val": ["val/0000"], "test": ["test/0000"]}
+    seen = trained_on({"data": {"splits": splits}})
+    assert [count_seen(names, seen) for names in splits.values()] == [2, 0, 0]
 
 
 def test_what_members_of_members_have_seen_is_known(data: Path, tmp_path: Path):
