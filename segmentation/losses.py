@@ -10,11 +10,10 @@ k and over the pixels that are not ignored,
     loss = 1 - mean of TI over the classes with T > 0
 
 so three sums per class are enough: TP, P = sum p, and T = the number of pixels of the class. No
-one-hot tensor is made.
+one-hot tensor is made. Cross entropy needs a fourth, C = -sum log p[y = k], of the same softmax.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
@@ -22,29 +21,32 @@ from .distributed import all_reduce_sum
 EPSILON = 1e-7
 
 
+def sum_by_class(values: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Sums over the pixels of each class: K, float64 (float32 on mps, which has no float64).
+
+    values, label: N x 1 x H x W.
+    """
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    N, _, H, _ = values.shape
+    # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
+    rows = values.new_zeros(N, H, num_classes).scatter_add(2, label[:, 0], values[:, 0])
+    return rows.sum((0, 1), dtype=wide)
+
+
 def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """TP, P, T of a batch: 3 x K, float64 (float32 on mps, which has no float64).
+    """TP, P, T of a batch: 3 x K, of the type that `sum_by_class` gives.
 
     probability: N x K x H x W, 0 where not valid. label, valid: N x 1 x H x W.
     """
-    wide = torch.float32 if probability.device.type == "mps" else torch.float64
-    N, K, H, _ = probability.shape
-    # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
-    rows = probability.new_zeros(N, H, K)
-    true_probability = probability.gather(1, label)
-    tp = rows.scatter_add(2, label[:, 0], true_probability[:, 0])
-    p = probability.sum((2, 3))
-    t = rows.scatter_add(2, label[:, 0], valid[:, 0].to(rows))
-    sums = (
-        tp.sum((0, 1), dtype=wide),
-        p.sum(0, dtype=wide),
-        t.sum((0, 1), dtype=wide),
-    )
-    return torch.stack(sums)
+    K = probability.shape[1]
+    tp = sum_by_class(probability.gather(1, label), label, K)
+    p = probability.sum((2, 3)).sum(0, dtype=tp.dtype)
+    t = sum_by_class(valid.to(probability), label, K)
+    return torch.stack((tp, p, t))
 
 
-class TverskySums(torch.autograd.Function):
-    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T as `tversky_sums`.
+class LossSums(torch.autograd.Function):
+    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T, C: 4 x K.
 
     Written by hand: autograd would keep half a dozen tensors of the logits' size, this keeps one.
     """
@@ -55,17 +57,20 @@ class TverskySums(torch.autograd.Function):
         label = torch.where(valid, target[:, None], 0)
         wide = torch.promote_types(logits.dtype, torch.float32)
         probability = logits.softmax(1, dtype=wide).mul_(valid)
-        ctx.save_for_backward(probability, label)
+        ctx.save_for_backward(probability, label, valid)
         ctx.logits_dtype = logits.dtype
-        return tversky_sums(probability, label, valid)
+        true_probability = probability.gather(1, label)  # N x 1 x H x W
+        log = true_probability.clamp(min=torch.finfo(wide).tiny).log() * valid
+        c = -sum_by_class(log, label, logits.shape[1])
+        return torch.cat((tversky_sums(probability, label, valid), c[None]))
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """With g = dP + [k = y] dTP, the softmax gives dlogit_k = p_k (g_k - sum_j p_j g_j)."""
-        probability, label = ctx.saved_tensors
-        d_tp, d_p, _ = gradient.to(probability.dtype)
+        """Softmax: dlogit_k = p_k (g_k - sum_j p_j g_j), g = dP + [k = y] (dTP - dC / p_y)."""
+        probability, label, valid = ctx.saved_tensors
+        d_tp, d_p, _, d_c = gradient.to(probability.dtype)
         true_probability = probability.gather(1, label)  # N x 1 x H x W
-        true_part = true_probability * d_tp[label]  # p_y dTP_y
+        true_part = true_probability * d_tp[label] - d_c[label] * valid  # p_y (dTP_y - dC_y / p_y)
         all_parts = d_p @ probability.flatten(2)  # sum_j p_j dP_j
         mean = all_parts.view_as(true_part) + true_part  # sum_j p_j g_j
         d_logits = d_p.view(1, -1, 1, 1) - mean
@@ -108,9 +113,12 @@ class TverskyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
-        sums = all_reduce_sum(TverskySums.apply(logits, target, self.ignore_index))
-        loss = tversky_loss(sums, self.alpha, self.beta)
-        return loss.to(torch.promote_types(logits.dtype, torch.float32))
+        sums = all_reduce_sum(LossSums.apply(logits, target, self.ignore_index))
+        return self.of_sums(sums).to(torch.promote_types(logits.dtype, torch.float32))
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """TP, P, T, C (4 x K) of the global batch -> scalar."""
+        return tversky_loss(sums[:3], self.alpha, self.beta)
 
 
 class TverskyCrossEntropy(TverskyLoss):
@@ -133,23 +141,11 @@ class TverskyCrossEntropy(TverskyLoss):
         super().__init__(alpha, beta, ignore_index)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """logits N x K x H x W, target int64 N x H x W of 0..K-1 or ignore_index -> scalar."""
-        tversky = super().forward(logits, target)
-        logits = logits.to(tversky.dtype)
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """TP, P, T, C (4 x K) of the global batch -> scalar."""
+        _, _, pixels, log_loss = sums
         weights = self.class_weights
-        if weights is None:
-            weights = logits.new_ones(logits.shape[1])
-        weights = weights.to(logits)
-        total = F.cross_entropy(
-            logits,
-            target,
-            weights,
-            ignore_index=self.ignore_index,
-            reduction="sum",
-        )
-        valid = target != self.ignore_index
-        pixel_weights = weights[torch.where(valid, target, 0)] * valid
-        sums = torch.stack((total, pixel_weights.sum()))
-        total, total_weight = all_reduce_sum(sums)
-        return tversky + total / torch.where(total_weight > 0, total_weight, 1)
+        weights = torch.ones_like(pixels) if weights is None else weights.to(sums)
+        total_weight = weights @ pixels
+        entropy = weights @ log_loss / torch.where(total_weight > 0, total_weight, 1)
+        return super().of_sums(sums) + entropy

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segmentation import TverskyLoss
-from segmentation.losses import TverskyCrossEntropy, TverskySums, tversky_loss
+from segmentation.losses import LossSums, TverskyCrossEntropy, tversky_loss
 from segmentation.recipes import RECIPES, criterion_for
 
 
@@ -43,7 +43,7 @@ def test_alpha_punishes_false_positives_and_beta_false_negatives():
     missed = logits_of([[0.01, 0.99], [0.9, 0.1], [0.99, 0.01], [0.99, 0.01]])
 
     def class_one(logits: torch.Tensor, alpha: float, beta: float) -> float:
-        sums = TverskySums.apply(logits, target, 255)[:, 1:]
+        sums = LossSums.apply(logits, target, 255)[:3, 1:]
         return tversky_loss(sums, alpha, beta).item()
 
     assert class_one(extra, 0.9, 0.1) > class_one(extra, 0.1, 0.9)
@@ -111,9 +111,9 @@ def test_any_number_can_be_the_ignored_one(criterion: type[TverskyLoss], ignored
 def test_absent_class_leaves_the_mean():
     logits, target = random_case()
     target[target == 4] = 255
-    sums = TverskySums.apply(logits, target, 255)
+    sums = LossSums.apply(logits, target, 255)
     assert TverskyLoss()(logits, target).item() == pytest.approx(
-        tversky_loss(sums[:, :4], 0.3, 0.7).item()
+        tversky_loss(sums[:3, :4], 0.3, 0.7).item()
     )
 
 
@@ -177,14 +177,25 @@ def test_cross_entropy_is_added_as_a_mean_over_labelled_pixels(weights):
     logits, target = random_case()
     weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype)
     # A weighted mean.
+    logits.requires_grad_()
     entropy = torch.nn.functional.cross_entropy(logits, target, weights, ignore_index=255)
     expected = TverskyLoss(0.4, 0.6)(logits, target) + entropy
-    logits.requires_grad_()
     loss = TverskyCrossEntropy(0.4, 0.6, class_weights=weights)(logits, target)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    gradients = [torch.autograd.grad(each, logits)[0] for each in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-15)
     loss = TverskyCrossEntropy()(logits, torch.full_like(target, 255))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_what_is_certain_and_wrong_has_a_gradient():
+    """A probability of e^-200 is 0 in float32."""
+    logits = torch.tensor([200.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    loss = TverskyCrossEntropy()(logits, torch.tensor([[[1]]]))
+    loss.backward()
+    assert 80 < loss.item() < 100
+    assert logits.grad.flatten().tolist() == pytest.approx([1, -1])
 
 
 def test_weights_of_one_class_alone_cancel_however_small():
