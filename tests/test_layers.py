@@ -34,23 +34,20 @@ def test_classifier_starts_undecided():
 
 def test_keyed_numbers_are_uniform_and_each_images_own():
     keys = torch.arange(64)
-    numbers = keyed_uniform(keys, salt=3, shape=(10, 100))
-    assert numbers.shape == (64, 10, 100)
+    maps = keyed_uniform(keys, salt=3, count=1000)
+    assert maps.shape == (64, 1000, 1, 1)
+    numbers = maps.flatten(1)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.005
     assert abs(numbers.var() - 1 / 12) < 0.002
-    assert torch.equal(numbers[5:7], keyed_uniform(keys[5:7], salt=3, shape=(10, 100)))
-    rows = torch.cat((numbers.flatten(1), keyed_uniform(keys, 4, (10, 100)).flatten(1)))
+    assert torch.equal(maps[5:7], keyed_uniform(keys[5:7], salt=3, count=1000))
+    rows = torch.cat((numbers, keyed_uniform(keys, 4, 1000).flatten(1)))
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 0.2  # 128 rows of 1000: six standard deviations
-    neighbours = torch.stack(
-        (numbers.flatten(1)[:, :-1].flatten(), numbers.flatten(1)[:, 1:].flatten())
-    )
+    neighbours = torch.stack((numbers[:, :-1].flatten(), numbers[:, 1:].flatten()))
     assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.02
-    next_key = torch.stack(
-        (numbers.flatten(1)[:-1, 1:].flatten(), numbers.flatten(1)[1:, :-1].flatten())
-    )
+    next_key = torch.stack((numbers[:-1, 1:].flatten(), numbers[1:, :-1].flatten()))
     assert abs(torch.corrcoef(next_key)[0, 1]) < 0.02  # not the last key's numbers, one place on
 
 
@@ -58,7 +55,7 @@ def test_keys_are_no_index_arithmetic_to_a_compiler():
     """torch's compiler folds an arange times a constant into an index, which no GPU can hold."""
 
     def drawn(keys):
-        return keyed_uniform(keys, torch.arange(4)[:, None], (3,))
+        return keyed_uniform(keys, torch.arange(4)[:, None], 3)
 
     aten = torch.ops.aten
     graph = make_fx(drawn)(torch.arange(2)).graph
@@ -68,12 +65,10 @@ def test_keys_are_no_index_arithmetic_to_a_compiler():
 
 
 def test_keyed_dropout_keeps_the_mean_and_is_off_in_eval_mode():
-    dropout, x, keys = (
-        KeyedDropout(0.3, salt=0),
-        torch.ones(4, 8, 50, 50),
-        torch.tensor([7, 8, 9, 2**62]),
-    )
+    dropout, x = KeyedDropout(0.3, salt=0), torch.ones(4, 5000, 2, 3)
+    keys = torch.tensor([7, 8, 9, 2**62])
     y = dropout(x, keys)
+    assert torch.equal(y, y[:, :, :1, :1].expand_as(y))  # all of a channel or nothing
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert abs((y == 0).float().mean() - 0.3) < 0.01
     assert torch.equal(y, dropout(x, keys))
@@ -83,7 +78,7 @@ def test_keyed_dropout_keeps_the_mean_and_is_off_in_eval_mode():
 
 
 def test_dropout_without_keys_follows_torchs_generator():
-    dropout, x = KeyedDropout(0.5, salt=0), torch.ones(2, 100)
+    dropout, x = KeyedDropout(0.5, salt=0), torch.ones(2, 100, 1, 1)
     torch.manual_seed(1)
     first, second = dropout(x, None), dropout(x, None)
     torch.manual_seed(1)
@@ -92,7 +87,7 @@ def test_dropout_without_keys_follows_torchs_generator():
 
 
 def test_stochastic_depth_decides_per_image():
-    numbers = keyed_uniform(torch.arange(4000), salt=2, shape=(1, 1, 1))
+    numbers = keyed_uniform(torch.arange(4000), salt=2)
     y = DropPath(0.25)(torch.ones(4000, 3, 2, 1), numbers).flatten(1)
     assert (y == y[:, :1]).all()
     assert abs((y[:, 0] == 0).float().mean() - 0.25) < 0.03

@@ -1,7 +1,5 @@
 """Layers that the models share: normalisation, linear maps, keyed dropout, first logits."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,12 +55,12 @@ def shift_right(x: Tensor, bits: int) -> Tensor:
 def keyed_uniform(
     keys: Tensor,
     salt: int | Tensor,
-    shape: tuple[int, ...],
+    count: int = 1,
 ) -> Tensor:
-    """Uniform numbers in [0, 1), N x *shape float32, from each image's own key and a layer's salt.
+    """Uniform numbers in [0, 1), N x count x 1 x 1 float32, from an image's key and a layer's salt.
 
     keys: N, int64. salt: an integer, another one in each layer; a tensor S x 1 of them gives
-    S x N x *shape, the numbers of S calls in one.
+    S x N x count x 1 x 1, the numbers of S calls in one.
     A counter-based generator (the finaliser of Steele et al., "Fast splittable pseudorandom number
     generators", 2014): an image's numbers depend on neither its batch nor its rank.
     """
@@ -78,10 +76,9 @@ def keyed_uniform(
     # into an index expression, whose constants no GPU kernel can hold.
     stream = (salt & low) * golden & low
     seeds = mix(keys + stream)
-    counter = torch.arange(math.prod(shape), device=keys.device)
-    bits = mix(seeds[..., None] + counter)
-    numbers = shift_right(bits, 40) * 2**-24  # 24 bits: as many as float32 holds
-    return numbers.view(*seeds.shape, *shape)
+    counter = torch.arange(count, device=keys.device)[:, None, None]
+    bits = mix(seeds[..., None, None, None] + counter)
+    return shift_right(bits, 40) * 2**-24  # 24 bits: as many as float32 holds
 
 
 class LayerNorm(nn.LayerNorm):
@@ -128,9 +125,9 @@ def pointwise(
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is drawn per image from its key, so that 1 and N ranks draw the same.
+    """Dropout of whole channels (Tompson et al., 2015), as published SegFormers were trained with.
 
-    Off in eval mode.
+    An image's are drawn from its key, so that 1 and N ranks draw the same. Off in eval mode.
     """
 
     def __init__(self, p: float, salt: int):
@@ -139,12 +136,12 @@ class KeyedDropout(nn.Module):
         self.salt = salt
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x: N x ... -> the same. keys: N int64; None draws them from torch's generator."""
+        """N x C x H x W -> the same. keys: N int64; None draws them from torch's generator."""
         if self.p == 0 or not self.training:
             return x
         if keys is None:
             keys = torch.randint(2**62, (len(x),), device=x.device)
-        numbers = keyed_uniform(keys, self.salt, x.shape[1:])
+        numbers = keyed_uniform(keys, self.salt, x.shape[1])
         return x * (numbers >= self.p) / (1 - self.p)
 
 

@@ -186,7 +186,7 @@ def draw_depth(part: nn.Module, keys: Tensor | None, x: Tensor) -> list[Draws]:
         keys = torch.randint(2**62, (len(x),), device=x.device)
     first = 2 * blocks[0].place
     salts = torch.arange(first, first + 2 * len(blocks), device=keys.device)
-    numbers = keyed_uniform(keys, salts[:, None], (1, 1, 1))
+    numbers = keyed_uniform(keys, salts[:, None])
     return list(numbers.unflatten(0, (-1, 2)))  # 2 x N x 1 x 1 x 1 a block
 
 
