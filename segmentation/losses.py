@@ -21,32 +21,27 @@ from .distributed import all_reduce_sum
 EPSILON = 1e-7
 
 
-def sum_by_class(values: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """Sums over the pixels of each class: K, float64 (float32 on mps, which has no float64).
-
-    values, label: N x 1 x H x W.
-    """
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    N, _, H, _ = values.shape
-    # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
-    rows = values.new_zeros(N, H, num_classes).scatter_add(2, label[:, 0], values[:, 0])
-    return rows.sum((0, 1), dtype=wide)
-
-
-def tversky_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """TP, P, T of a batch: 3 x K, of the type that `sum_by_class` gives.
+def class_sums(probability: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """TP, P, T, C of a batch: 4 x K, float64 (float32 on mps, which has no float64).
 
     probability: N x K x H x W, 0 where not valid. label, valid: N x 1 x H x W.
     """
-    K = probability.shape[1]
-    tp = sum_by_class(probability.gather(1, label), label, K)
-    p = probability.sum((2, 3)).sum(0, dtype=tp.dtype)
-    t = sum_by_class(valid.to(probability), label, K)
-    return torch.stack((tp, p, t))
+    wide = torch.float32 if probability.device.type == "mps" else torch.float64
+    N, K, H, _ = probability.shape
+    true_probability = probability.gather(1, label)  # N x 1 x H x W
+    smallest = torch.finfo(probability.dtype).tiny
+    log_loss = true_probability.clamp(min=smallest).log().neg() * valid
+    of_pixels = torch.cat((true_probability, valid.to(probability), log_loss), dim=1)
+    # Each row of pixels is summed by itself: rows run in parallel, and no float32 sum is long.
+    rows = probability.new_zeros(N, 3, H, K)
+    rows = rows.scatter_add(3, label.expand_as(of_pixels), of_pixels)
+    tp, t, c = rows.sum((0, 2), dtype=wide)
+    p = probability.sum((2, 3)).sum(0, dtype=wide)
+    return torch.stack((tp, p, t, c))
 
 
 class LossSums(torch.autograd.Function):
-    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> TP, P, T, C: 4 x K.
+    """(logits N x K x H x W, target N x H x W int64, ignore_index) -> `class_sums`.
 
     Written by hand: autograd would keep half a dozen tensors of the logits' size, this keeps one.
     """
@@ -59,10 +54,7 @@ class LossSums(torch.autograd.Function):
         probability = logits.softmax(1, dtype=wide).mul_(valid)
         ctx.save_for_backward(probability, label, valid)
         ctx.logits_dtype = logits.dtype
-        true_probability = probability.gather(1, label)  # N x 1 x H x W
-        log = true_probability.clamp(min=torch.finfo(wide).tiny).log() * valid
-        c = -sum_by_class(log, label, logits.shape[1])
-        return torch.cat((tversky_sums(probability, label, valid), c[None]))
+        return class_sums(probability, label, valid)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -57,9 +57,9 @@ MODELS = {
 
 
 def test_the_memory_of_a_step_by_hand():
-    """Of a pixel: the image (3 floats), the probabilities (4 floats), the label (8 bytes)."""
+    """Of a pixel: the image (3 floats), the probabilities (4 floats), the label and a flag (9)."""
     model, loss = Pixelwise(), TverskyLoss()
-    a_pixel, moments = 3 * 4 + 4 * 4 + 8, 16 * 2 * 4
+    a_pixel, moments = 3 * 4 + 4 * 4 + 9, 16 * 2 * 4
     for images, size in ((5, (100, 70)), (0.5, (4000, 6000))):
         kept = a_pixel * images * size[0] * size[1]
         needed = step_memory(model, loss, images, size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, rank, world_size
-from ..losses import tversky_loss, tversky_sums
+from ..losses import class_sums, tversky_loss
 from ..metrics import IGNORED, ConfusionMatrix, confusion_matrix, image_scores
 from .inference import PLAIN, Prediction, predict_strips
 
@@ -129,7 +129,7 @@ def score_image(
         matrix += confusion_matrix(probability.max(0).indices, target, K).cpu()
         valid = (target != IGNORED)[None, None]
         label = torch.where(valid, target, 0)
-        sums += tversky_sums(probability[None] * valid, label, valid).cpu()
+        sums += class_sums(probability[None] * valid, label, valid)[:3].cpu()
     return matrix, sums
 
 
