@@ -44,7 +44,8 @@ def parser_for(description: str, **options: Any) -> ArgumentParser:
 def recipe_rows() -> str:
     """The table of recipes as --help prints it: a column a recipe, U-Net and scenes beside it."""
     columns = {name: asdict(recipe) for name, recipe in RECIPES.items()}
-    columns["fast, longest"] = asdict(replace(RECIPES["fast"], **LONGER))
+    fast = RECIPES["fast"]
+    columns["fast, longest"] = asdict(replace(fast, **LONGER, batch_size=fast.longer_batch))
     columns["fast, U-Net"] = asdict(recipe_for("fast", "unet", ""))
     columns["fast, trained"] = asdict(recipe_for("fast", "segformer", "", trained=True))
     columns["deck, scenes"] = asdict(recipe_for("deck", "segformer", "scenes"))

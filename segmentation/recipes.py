@@ -45,6 +45,7 @@ class Recipe:
     weight_decay: float | None = None  # None: Adam; a number: AdamW
     warm_up: float = 0.0  # share of the training over which the learning rate rises
     decay: float | None = None  # power of 1 - progress by which it falls; None: on a plateau
+    longer_batch: int = 0  # batch_size with time for more than PASSES[0] passes; 0: the same
 
 
 DECK = Recipe(epochs=50, batch_size=32, lr=1e-3, augment=600)
@@ -60,6 +61,7 @@ FAST = Recipe(
     weight_decay=0.01,
     warm_up=0.02,
     decay=0.9,
+    longer_batch=16,
 )
 RECIPES = {"deck": DECK, "fast": FAST}
 # What `fast` takes instead from PASSES[1] passes over the images on; below PASSES[0] nothing.
@@ -73,7 +75,7 @@ LONGER: dict[str, Any] = {
 }
 PASSES = (10.0, 80.0)
 
-UNET = {"fast": {"lr": 4e-3}}  # convolutions learn from larger steps
+UNET = {"fast": {"lr": 4e-3, "longer_batch": 0}}  # convolutions learn from larger steps
 # From trained weights: the encoder learns slowly, and never saw photographs of a quarter the size.
 TRAINED = {
     "fast": {
@@ -81,6 +83,7 @@ TRAINED = {
         "alpha": 0.5,
         "beta": 0.5,
         "coarse": (0.0, 0.5),
+        "longer_batch": 0,
     }
 }
 # The built-in scenes: epochs that fit five minutes on two cores.

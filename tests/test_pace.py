@@ -41,13 +41,15 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_row_stays_for_minutes_and_takes_all_of_longer_for_an_evening():
     assert pace.for_time(FAST, 0.1) == pace.for_time(FAST, PASSES[0]) == FAST
-    longest = replace(FAST, **LONGER)
+    longest = replace(FAST, **LONGER, batch_size=16)
     assert pace.for_time(FAST, PASSES[1]) == pace.for_time(FAST, 1e9) == longest
     half = pace.for_time(FAST, (PASSES[0] * PASSES[1]) ** 0.5)  # half way on a logarithmic scale
     assert half.drop_path == pytest.approx(0.05) and half.alpha == pytest.approx(0.4)
-    assert half.coarse == pytest.approx((0.2, 0.55))
+    assert half.coarse == pytest.approx((0.2, 0.55)) and half.batch_size == 16
     started = pace.for_time(recipe_for("fast", "segformer", "DIR", trained=True), 1e9)
     assert started.coarse == (0.0, 0.3) and started.encoder_lr == 0.1
+    unet = pace.for_time(recipe_for("fast", "unet", "DIR"), 1e9)
+    assert started.batch_size == unet.batch_size == 8  # larger ones are SegFormer's, from random
 
 
 def test_what_was_measured_is_said_stored_and_kept_by_resume(

@@ -83,7 +83,8 @@ def fit_recipe(
     fitted = replace(for_time(recipe, passes), augment=max(0, samples - len(names)))
     own = asdict(recipe)
     fitted = replace(fitted, **{name: own[name] for name in args.given})
-    chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in (*LONGER, "augment")]
+    shown = (*LONGER, "batch_size", "augment")
+    chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in shown]
     say(
         f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over {images}: "
         f"{', '.join(chosen)}"
@@ -105,6 +106,8 @@ def for_time(recipe: Recipe, passes: float) -> Recipe:
         return (1 - share) * short + share * longer
 
     changes = {name: between(getattr(recipe, name), value) for name, value in LONGER.items()}
+    if passes > low and recipe.longer_batch:
+        changes["batch_size"] = recipe.longer_batch
     return replace(recipe, **changes)
 
 
