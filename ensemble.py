@@ -153,6 +153,8 @@ def check_members(
         keys.append("root")
     for file, meta in zip(files, metas, strict=True):
         both = f"{files[0]} and {file}"
+        if not meta["data"]["root"]:
+            raise BadInput(f"{file} knows no data: give checkpoints as train.py writes them")
         if meta["classes"] != first["classes"]:
             known, other = (", ".join(each["classes"]) for each in (first, meta))
             raise BadInput(

@@ -82,7 +82,7 @@ def main() -> None:
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.images:
         model, meta = load_model(args.checkpoints[0])
-        meta["palette"] = meta.get("palette") or numbered_classes(len(meta["classes"])).palette
+        meta["palette"] = meta["palette"] or numbered_classes(len(meta["classes"])).palette
         predict_folder(model.to(device), meta, Path(args.images), Path(args.out), how)
         return
 
@@ -127,9 +127,9 @@ def main() -> None:
 def open_checkpoint(
     path: str, folder: str | None, split: str | None
 ) -> tuple[nn.Module, dict, SegmentationDataset]:
-    """The model, dict and data of a checkpoint; a published SegFormer gets the data's classes.
+    """The model, dict and data of a checkpoint; one that knows no data gets the data's classes.
 
-    BadInput if the data have other classes, or if a published model is given none.
+    BadInput if the data have other classes, or if none are known.
     """
     model, meta = load_model(path)
     wanted = (split,) if split else ()
@@ -137,7 +137,7 @@ def open_checkpoint(
         return model, meta, reopen_dataset(meta, folder, wanted)
     if not folder:
         raise BadInput(
-            f"{path} is a published model and knows no data: say --data DIR to score it, "
+            f"{path} knows no data: say --data DIR to score it, "
             "or --images DIR --out OUT to predict"
         )
     task = "binary" if len(meta["classes"]) == 2 else "multiclass"

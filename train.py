@@ -12,7 +12,7 @@ The batch size is global: N ranks compute what one computes.
 """
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +34,13 @@ from segmentation.files import write_atomically, write_csv
 from segmentation.hardware import (
     announce,
     environment,
-    has_bfloat16,
     out_of_memory_is_bad_input,
     prepare,
     usual_workers,
 )
 from segmentation.pretrained.initial import start_fresh, start_from
 from segmentation.recipes import (
+    Recipe,
     criterion_for,
     learning_rate_factor,
     optimizer_for,
@@ -54,7 +54,7 @@ from segmentation.training.dry_run import dry_run
 from segmentation.training.frozen import count_parameters, freeze, train_mode
 from segmentation.training.log import print_epoch, print_summary, show_progress
 from segmentation.training.memory import check_memory, step_memory
-from segmentation.training.pace import fits_time, settle_recipe
+from segmentation.training.pace import fit_recipe, fits_time, set_dropout
 from segmentation.training.parallel import (
     ParallelModel,
     distribute_model,
@@ -92,9 +92,8 @@ def main() -> None:
     saved = distributed.first_rank_first(lambda: open_run(out, vars(args)))
     if saved:
         clock.go_on_from(saved["seconds"])
-    if args.amp is None:
-        fast = fits_time(recipe, args) and has_bfloat16(device)
-        args.amp = saved["args"].get("amp", False) if saved else fast
+    if args.amp is None and (saved or not fits_time(recipe, args)):
+        args.amp = bool(saved) and saved["args"].get("amp", False)
     prepare(device, args.amp)
 
     # 3. Data. Order and draws are keyed by (seed, epoch, image), not by rank or worker.
@@ -139,7 +138,12 @@ def main() -> None:
     # 5. What the recipe leaves to the time limit.
     size = args.crop or data.image(data.splits["train"][0]).shape[:2]
     check_batch(recipe.batch_size, *size)
-    recipe = settle_recipe(recipe, args, saved, model, config, data, clock)
+    if saved:
+        stored = saved.get("recipe", asdict(recipe))  # older checkpoints have none
+        recipe = replace(Recipe(**stored), epochs=recipe.epochs)
+    elif fits_time(recipe, args):
+        recipe, clock.validation_seconds = fit_recipe(recipe, args, model, data)
+        set_dropout(model, config, recipe)
     samples = TrainingSamples(
         data,
         "train",

@@ -281,7 +281,7 @@ def test_resume_keeps_the_precision_unless_told_otherwise(
     tiny_folder: Path, tmp_path: Path, monkeypatch
 ):
     """A limit that is added fits the recipe, which takes bfloat16, but not within a run."""
-    monkeypatch.setattr("train.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("segmentation.training.pace.has_bfloat16", lambda device: True)
     flags = ("--data", tiny_folder, *FLAGS, "--recipe", "fast", "--out", tmp_path)
     assert run_script("train", *flags, "--epochs", 1) == 0
     assert run_script("train", *flags, "--epochs", 2, "--max-minutes", 60, "--resume") == 0

@@ -97,7 +97,7 @@ def test_reduced_labels_fit_by_name_alone():
 @torch.no_grad()
 def test_classes_in_another_order_are_the_same_function_and_others_keep_the_rest(config):
     model = build_model(config).eval()
-    meta = {"config": config, "classes": CLASSES}
+    meta = {"config": config, "classes": CLASSES, "reduced_labels": False}
     image = torch.rand(1, 3, 40, 56)
     turned, _, anew = fit_classes(model, meta, ["tree", "roof", "lawn"])
     assert not anew
@@ -333,7 +333,7 @@ def test_a_published_model_predicts_images_and_asks_for_what_it_needs(
     capsys.readouterr()
     assert run_script("evaluate", tmp_path / "hub") == 2
     said = capsys.readouterr().err
-    assert "is a published model and knows no data: say --data DIR" in said
+    assert "hub knows no data: say --data DIR" in said
     assert run_script("evaluate", tmp_path / "hub", "--data", data) == 2
     said = capsys.readouterr().err
     assert "hub knows the classes 0, 1, 2, 3;" in said and "has roof, lawn, tree" in said

@@ -131,7 +131,9 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict:
-    """BadInput if it cannot be read."""
+    """What the file holds, nothing where there is none. BadInput if it cannot be read."""
+    if not os.path.lexists(path):
+        return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

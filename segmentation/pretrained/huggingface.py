@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import UNSAID
 from ..errors import BadInput
 from ..files import write_atomically
 from ..models.layers import IMAGENET_MEAN, IMAGENET_STD
@@ -46,10 +47,8 @@ def load_segformer(make: type[SegFormer], weights: Weights) -> SegFormer:
         raise BadInput(f"{path} has one class: a softmax needs two, the background among them")
     model = make(len(classifier), variant, decoder="mlp", norm_eps=NORM_EPS)
     model.classes = class_names(path.with_name("config.json"), len(classifier))
-    processor = path.with_name("preprocessor_config.json")
-    if processor.exists():
-        said = read_json(processor)
-        model.reduced_labels = bool(said.get("do_reduce_labels", said.get("reduce_labels")))
+    said = read_json(path.with_name("preprocessor_config.json"))
+    model.reduced_labels = bool(said.get("do_reduce_labels", said.get("reduce_labels")))
     model.load_state_dict(with_scales_reversed(translate(state, model, names, path)))
     return model.eval()
 
@@ -68,8 +67,7 @@ def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
     palette are known of what `export` wrote.
     """
     model = load_segformer(SegFormer, weights)
-    config_file = weights.path.with_name("config.json")
-    facts = read_json(config_file).get("facts", {}) if config_file.exists() else {}
+    facts = read_json(weights.path.with_name("config.json")).get("facts", {})
     config = {
         "model": "segformer",
         "num_classes": len(model.classes),
@@ -77,26 +75,22 @@ def published_checkpoint(weights: Weights) -> tuple[SegFormer, dict]:
         "decoder": "mlp",
         "norm_eps": NORM_EPS,
     }
-    return model, {
+    return model, UNSAID | {
         "config": config,
         "classes": model.classes,
         "palette": facts.get("palette"),
         "reduced_labels": model.reduced_labels,
-        "data": {"root": None, "splits": {"train": []}, "image_size": facts.get("image_size")},
-        "loss": {"alpha": 0.3, "beta": 0.7},
-        "args": {},
+        "data": UNSAID["data"] | {"image_size": facts.get("image_size")},
         "encoder_weights": weights.record,
     }
 
 
 def class_names(config_file: Path, num_classes: int) -> list[str]:
-    """The names in a config.json, or "0", "1", ... without one.
+    """The names in a config.json, or "0", "1", ... where there is none.
 
     BadInput if it cannot be read, or describes another architecture.
     """
     numbers = [str(k) for k in range(num_classes)]
-    if not config_file.exists():
-        return numbers
     config = read_json(config_file)
     for field, value in ARCHITECTURE.items():
         if config.get(field, value) != value:

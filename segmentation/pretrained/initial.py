@@ -106,7 +106,7 @@ def fit_classes(
     meta: of `load_model`, with the names of the model's own classes. decoder: a SegFormer's, None
     for its own.
     """
-    order = class_order(meta["classes"], classes, meta.get("reduced_labels", False))
+    order = class_order(meta["classes"], classes, meta["reduced_labels"])
     config = meta["config"] | {"num_classes": len(classes)}
     part, anew = ("", "") if order else ("classify", "classifier")
     if decoder not in (None, config.get("decoder", "conv")):

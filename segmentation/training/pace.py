@@ -12,10 +12,10 @@ from torch.func import functional_call
 
 from ..arguments import as_text
 from ..distributed import all_reduce_sum, alone, say, world_size
+from ..hardware import has_bfloat16
 from ..models import build_model
 from ..models.layers import DropPath, KeyedDropout
 from ..recipes import LONGER, PASSES, Recipe, criterion_for
-from .clock import Clock
 
 ON_A_CPU = (4, 256, 256)  # images, height, width of the step that is timed there
 WARM_UP = 2  # steps before it
@@ -25,30 +25,6 @@ SCORING_SPEEDUP = 3  # how much faster an image is scored than trained on (docs/
 # 2 % of an epoch of samples of half their height and width.
 LEAST_SAMPLES = 1000
 SAMPLES_PER_SCORE = 64
-
-
-def settle_recipe(
-    recipe: Recipe,
-    args: Namespace,
-    saved: dict | None,
-    model: nn.Module,
-    config: dict,
-    data: Any,
-    clock: Clock,
-) -> Recipe:
-    """Collective: the stopped run's recipe, that which fits the time limit, or the recipe itself.
-
-    args: of train.py; saved: the stopped run's checkpoint. Model and config get its dropout, the
-    clock how long the first validation will take.
-    """
-    if saved:
-        stored = saved.get("recipe", asdict(recipe))  # older checkpoints have none
-        return replace(Recipe(**stored), epochs=recipe.epochs)
-    if not fits_time(recipe, args):
-        return recipe
-    fitted, clock.validation_seconds = fit_recipe(recipe, args, model, data)
-    set_dropout(model, config, fitted)
-    return fitted
 
 
 def fits_time(recipe: Recipe, args: Namespace) -> bool:
@@ -62,7 +38,8 @@ def fit_recipe(
     """Collective: the recipe for this model, these images and this time limit; says what it is.
 
     Beside it, how many seconds a validation will take.
-    args: of train.py; numbers that its flags set stay. data: a SegmentationDataset.
+    args: of train.py; numbers that its flags set stay. Its amp, where None, becomes what is faster.
+    data: a SegmentationDataset.
     """
     names = data.splits["train"]
     whole = data.image(names[0]).shape[:2]
@@ -72,10 +49,17 @@ def fit_recipe(
     # A GPU waits for the host in small steps: there a rank's share of a batch is timed, of two
     # images or more for BatchNorm.
     shape = (max(2, recipe.batch_size // world_size()), height, width)
-    if next(model.parameters()).device.type == "cpu":
+    device = next(model.parameters()).device
+    if device.type == "cpu":
         shape = ON_A_CPU
-    own_speed = pixels_a_second(model, criterion, args.amp, shape) / (height * width)
-    speed = all_reduce_sum(torch.tensor(own_speed)).item()  # of all ranks, images a second
+    ways = [args.amp]
+    if args.amp is None:
+        ways = [True, False] if has_bfloat16(device) else [False]
+    own_speeds = [pixels_a_second(model, criterion, amp, shape) for amp in ways]
+    # Of all ranks, images a second.
+    speeds = all_reduce_sum(torch.tensor(own_speeds) / (height * width)).tolist()
+    speed = max(speeds)
+    args.amp = ways[speeds.index(speed)]
     images = max(FEWEST, len(names))
     passes = 60 * args.max_minutes * speed / images
 
@@ -85,6 +69,7 @@ def fit_recipe(
     fitted = replace(fitted, **{name: own[name] for name in args.given})
     shown = (*LONGER, "batch_size", "augment")
     chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in shown]
+    chosen.append(f"amp {args.amp}")
     say(
         f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over {images}: "
         f"{', '.join(chosen)}"
