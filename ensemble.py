@@ -25,6 +25,7 @@ from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, g
 from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
 from segmentation.report.tables import format_table
+from segmentation.training.frozen import count_parameters
 
 Metas = tuple[dict, ...]  # of each member what its checkpoint holds beside the weights
 # What is kept of a member's checkpoint: a report of the UFormer says how it was trained.
@@ -213,11 +214,9 @@ def describe_average(
     """The checkpoint of the average of the models at args["checkpoints"]. scores: of val."""
     members = []
     known, first = data.describe(), metas[0]["data"]  # train is not opened here
-    labels = member_labels(metas)
-    sources = zip(labels, args["checkpoints"], average.members, metas, strict=True)
+    sources = zip(member_labels(metas), args["checkpoints"], average.members, metas, strict=True)
     for label, path, model, meta in sources:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        facts = {"label": label, "path": path, "parameters": parameters}
+        facts = {"label": label, "path": path, "parameters": count_parameters(model)["total"]}
         members.append(facts | {key: meta[key] for key in OF_MEMBERS})
     return {
         "model": average.state_dict(),

@@ -60,6 +60,7 @@ from segmentation.report.tables import (
     format_score,
     format_table,
 )
+from segmentation.training.frozen import count_parameters
 
 ONE_CLASS = 0.999  # share of an image's pixels beyond which one class is worth a warning
 
@@ -101,7 +102,7 @@ def main() -> None:
     for path, label, model, meta, data in runs:
         tell_seen(path, meta, data.splits[split])
         scores = score_split(model.to(device), data, split, how, **meta["loss"])
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = count_parameters(model)["total"]
         entries.append(Entry(label, path, parameters, meta, scores))
         if distributed.rank() == 0:
             print_scores(scores, split, path)
@@ -151,8 +152,8 @@ def open_checkpoint(
             f"{path} knows the classes {known}; {folder} has {found}: "
             "give data whose classes have the same names"
         )
-    known_now = {"classes": data.classes, "palette": data.palette, "data": data.describe()}
-    return model, meta | known_now, data
+    meta |= {"classes": data.classes, "palette": data.palette, "data": data.describe()}
+    return model, meta, data
 
 
 def write_json(file: str, entries: list[Entry]) -> None:

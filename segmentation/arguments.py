@@ -224,7 +224,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
     add(
         "--amp",
         action=BooleanOptionalAction,
-        help="bfloat16 autocast (default: no; recipe fast with --max-minutes: where it is fast)",
+        help="bfloat16 autocast (default: no; recipe fast with --max-minutes: where it is faster)",
     )
     add("--compile", action="store_true", help="torch.compile")
     add("--seed", type=non_negative_int, default=0, help="of first weights, order, samples, splits")

@@ -319,6 +319,22 @@ def test_a_published_model_is_scored_by_the_names_of_its_classes(
     assert run_script("evaluate", tmp_path / "hub", "--data", data) == 0
 
 
+def test_a_checkpoint_that_lost_its_data_is_scored_like_a_published_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """It has the keys that load_checkpoint asks for, and no more."""
+    config = {"model": "unet", "num_classes": len(CLASSES)}
+    bare = {"model": build_model(config).state_dict(), "config": config, "classes": CLASSES}
+    save_checkpoint(tmp_path / "bare.pt", bare)
+    assert run_script("evaluate", tmp_path / "bare.pt", "--data", data) == 0
+    images = ("--images", data / "images", "--out", tmp_path / "out")
+    assert run_script("evaluate", tmp_path / "bare.pt", *images) == 0
+    capsys.readouterr()
+    for script, files in (("evaluate", 1), ("ensemble", 2)):
+        assert run_script(script, *[tmp_path / "bare.pt"] * files) == 2
+        assert "bare.pt knows no data" in capsys.readouterr().err
+
+
 def test_a_published_model_predicts_images_and_asks_for_what_it_needs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -30,9 +30,9 @@ class CountingLoss(nn.Module):
         K = self.num_classes
         with torch.no_grad():
             prediction = logits.max(1).indices  # on CPUs nine times as fast as argmax
-            bins = torch.add(prediction, target, alpha=K).clamp_(max=K * K)  # 255 K is no class's
-            one = bins.new_ones(())
-            self.counts.scatter_add_(1, bins.flatten(1), one.expand_as(bins.flatten(1)))
+            bins = torch.add(prediction, target, alpha=K).flatten(1)
+            bins.clamp_(max=K * K)  # 255 K is no class's
+            self.counts.scatter_add_(1, bins, bins.new_ones(()).expand_as(bins))
         return self.criterion(logits, target)
 
     def whole_matrix(self) -> Tensor:
