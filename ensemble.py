@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segmentation import distributed
 from segmentation.arguments import command_line, ensemble_arguments
-from segmentation.checkpoint import load_checkpoint, save_checkpoint, tell_seen
+from segmentation.checkpoint import save_checkpoint, tell_seen
 from segmentation.data.datasets import SegmentationDataset, reopen_dataset
 from segmentation.errors import BadInput, exit_on_bad_input, writing
 from segmentation.evaluation.inference import Prediction, device_of
@@ -24,6 +24,7 @@ from segmentation.evaluation.scoring import Table, score_split, score_table, sco
 from segmentation.evaluation.weight_search import RESAMPLES, Fit, fit_weights, gain_interval
 from segmentation.hardware import announce, out_of_memory_is_bad_input, prepare
 from segmentation.models.uformer import UFormer
+from segmentation.pretrained.initial import load_model
 from segmentation.report.tables import format_table
 from segmentation.training.frozen import count_parameters
 
@@ -41,7 +42,7 @@ def main() -> None:
     how = Prediction(args.tile, args.flips, args.amp)
 
     # Members and their data
-    models, metas = zip(*map(load_checkpoint, args.checkpoints), strict=True)
+    models, metas = zip(*map(load_model, args.checkpoints), strict=True)
     check_members(args.checkpoints, metas, args.data)
     if args.out:
         distributed.first_rank_first(lambda: check_out(Path(args.out), args.checkpoints))
@@ -95,8 +96,7 @@ def main() -> None:
 
     # What is printed and written
     labels = [*member_labels(metas), "UFormer"]
-    given = vars(args) | {"model": "uformer"}
-    checkpoint = describe_average(average, val_scores, data, metas, given)
+    checkpoint = describe_average(average, val_scores, data, metas, vars(args))
     images = len(data.splits["val"])
     if split == "val":
         why = "scores are on val, on which the members' checkpoints were chosen"
@@ -232,7 +232,7 @@ def describe_average(
         "epoch": 0,
         "history": [],
         "scores": scores,
-        "args": args,
+        "args": args | {"model": "uformer"},
         "environment": max((meta["environment"] for meta in metas), key=gpus),
         "seconds": sum(meta["seconds"] for meta in metas),
         "encoder_weights": {"members": [meta["encoder_weights"] for meta in metas]},

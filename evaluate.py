@@ -90,8 +90,7 @@ def main() -> None:
     # Models and their data
     started = time.monotonic()
     opening = [partial(open_checkpoint, path, args.data, args.split) for path in args.checkpoints]
-    opened = map(distributed.first_rank_first, opening)
-    models, metas, sets = zip(*opened, strict=True)
+    models, metas, sets = zip(*map(distributed.first_rank_first, opening), strict=True)
     split = split_of(sets[0], args.split)
     check_comparable(args.checkpoints, sets, split)
 
@@ -102,8 +101,7 @@ def main() -> None:
     for path, label, model, meta, data in runs:
         tell_seen(path, meta, data.splits[split])
         scores = score_split(model.to(device), data, split, how, **meta["loss"])
-        parameters = count_parameters(model)["total"]
-        entries.append(Entry(label, path, parameters, meta, scores))
+        entries.append(Entry(label, path, count_parameters(model)["total"], meta, scores))
         if distributed.rank() == 0:
             print_scores(scores, split, path)
     if distributed.rank() != 0:

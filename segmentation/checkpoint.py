@@ -44,7 +44,7 @@ FORMAT = 2
 RENAMED = {"best": "best_miou", "started": "epoch_began", "time_up": "limit_reached"}
 OLD_NORM_EPS = 1e-6  # of a SegFormer whose configuration names none
 # Keys of a file that holds a model and no more, with what is taken for them.
-UNSAID: dict[str, Any] = {
+UNSAID: dict = {
     "palette": None,
     "reduced_labels": False,
     "data": {"root": None, "splits": {"train": []}, "image_size": None},
@@ -159,8 +159,8 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, dict]:
 
 
 def model_and_meta(content: Any, path: str | Path) -> tuple[nn.Module, dict]:
-    """`load_checkpoint` of what `read_plain` gave, with `UNSAID` for keys that it lacks."""
-    meta = UNSAID | checked(content, path)
+    """`load_checkpoint` of what `read_plain` gave, which it changes."""
+    meta = checked(content, path)
     model = restore_model(meta, path)
     del meta["model"]
     return model.eval(), meta

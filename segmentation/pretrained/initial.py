@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoint import model_and_meta
+from ..checkpoint import UNSAID, model_and_meta
 from ..distributed import say
 from ..errors import BadInput
 from ..models import build_model
@@ -48,10 +48,14 @@ def start_fresh(
 
 
 def load_model(source: str | Path | Weights) -> tuple[nn.Module, dict]:
-    """A checkpoint's model and dict, see `load_checkpoint`; or those of a published SegFormer."""
+    """A checkpoint's model and dict, see `load_checkpoint`; or those of a published SegFormer.
+
+    The dict has `UNSAID` for keys that are not there.
+    """
     weights = source if isinstance(source, Weights) else open_weights(source)
     if weights.checkpoint:
-        return model_and_meta(weights.checkpoint, weights.path)
+        model, meta = model_and_meta(weights.checkpoint, weights.path)
+        return model, UNSAID | meta
     return published_checkpoint(weights)
 
 
