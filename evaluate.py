@@ -226,8 +226,11 @@ def draw_example(
     for index, (model, data) in enumerate(zip(models, sets, strict=True)):
         labels, _ = predict_labels(model, data.image(name), size, how)
         prediction = thumbnail(palette_image(labels, palette), size)
-        pictures.append(Picture("prediction", prediction, index))
-        pictures.append(Picture("difference", error_map(image, truth, prediction), index))
+        difference = error_map(image, truth, prediction)
+        pictures += [
+            Picture("prediction", prediction, index),
+            Picture("difference", difference, index),
+        ]
     return Example(name, pictures)
 
 

@@ -144,15 +144,7 @@ def main() -> None:
     elif fits_time(recipe, args):
         recipe, clock.validation_seconds = fit_recipe(recipe, args, model, data)
         set_dropout(model, config, recipe)
-    samples = TrainingSamples(
-        data,
-        "train",
-        crop=args.crop,
-        augment=recipe.augment,
-        seed=args.seed,
-        augmentation=recipe.augmentation,
-        scale_range=recipe.scales,
-    )
+    samples = TrainingSamples(data, "train", recipe, crop=args.crop, seed=args.seed)
     place, places = rank_slice(args.parallel)
     order = EpochOrder(len(samples), recipe.batch_size, seed=args.seed, rank=place, world=places)
     workers = usual_workers(device) if args.workers is None else args.workers

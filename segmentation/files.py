@@ -1,6 +1,5 @@
 """Files that are the old one or the new one, never a part."""
 
-import contextlib
 import csv
 import io
 import os
@@ -24,8 +23,7 @@ def write_atomically(path: str | Path, content: str | bytes | memoryview) -> Non
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # once it is renamed, there is none
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)  # once it is renamed, there is none
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable]) -> None:

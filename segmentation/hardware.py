@@ -168,7 +168,7 @@ def usual_workers(device: torch.device) -> int:
         cores = len(os.sched_getaffinity(0))  # those of this job
     own = cores // local_ranks()
     if device.type != "cuda":
-        return 1 if own > 1 else 0
+        return int(own > 1)
     return max(1, min(MOST_WORKERS, own))
 
 

@@ -8,7 +8,6 @@ fast: for a time limit. Cross entropy beside the Tversky loss, AdamW, warm-up an
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +37,7 @@ class Recipe:
     # No flag overrides these.
     augmentation: str = "deck"  # of data.samples: "deck" draws extra samples alone, "fast" all
     scales: tuple[float, float] = (1.0, 1.0)  # of a sample, lowest and highest, log-uniform
+    recoloured: float = 0.0  # share of the samples with a gamma and a tint (data.transforms)
     # Samples have 1/4 of each side until the first share of the training, 1/2 until the second.
     coarse: tuple[float, float] = (0.0, 0.0)
     # Adds cross entropy with class weights (median / own pixels) ** this. None: Tversky alone.
@@ -65,13 +65,14 @@ FAST = Recipe(
 )
 RECIPES = {"deck": DECK, "fast": FAST}
 # What `fast` takes instead from PASSES[1] passes over the images on; below PASSES[0] nothing.
-LONGER: dict[str, Any] = {
+LONGER: dict = {
     "alpha": 0.5,
     "beta": 0.5,
     "drop_path": 0.1,
     "dropout": 0.1,
     "scales": (0.76, 1.6),
     "coarse": (0.0, 0.3),
+    "recoloured": 0.5,
 }
 PASSES = (10.0, 80.0)
 

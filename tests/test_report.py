@@ -19,7 +19,6 @@ from PIL import Image
 
 from segmentation.checkpoint import read_checkpoint, save_checkpoint
 from segmentation.report.curves import COLOURS, curve_panels, curves_svg
-from segmentation.report.sections import duration
 from segmentation.report.tables import Entry, choose_examples, index_of_best
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -263,6 +262,9 @@ def test_checkpoints_without_a_history_have_a_report(runs: list[Path], tmp_path:
     for fact in ("command", "training time", "hardware", "software"):
         assert told[fact] == "unknown"
     assert told["recipe"] == "3 epochs, batch 8, learning rate 0.002"
+    save_checkpoint(tmp_path / "average.pt", meta | {"seconds": 7384.6})
+    assert run_script("evaluate", tmp_path / "average.pt", "--out", tmp_path, "--top", 0) == 0
+    assert dict(table_rows(tmp_path / "report.html", "Runs")[1:])["training time"] == "2:03:05"
 
 
 def test_the_report_of_an_average_says_how_its_members_were_trained(
@@ -316,10 +318,6 @@ def test_the_best_of_several_is_the_only_one_with_its_value():
     assert index_of_best([0.2, 0.1], min) == 1
     for values in ([0.4, 0.4], [0.4], [None, None]):
         assert index_of_best(values) is None
-
-
-def test_durations():
-    assert [duration(s) for s in (8.4, 61, 7380)] == ["8 s", "1 min 1 s", "2 h 3 min"]
 
 
 def history(epochs: int, factor: float = 1.0) -> list[dict]:

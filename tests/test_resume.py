@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -306,9 +307,9 @@ def test_a_loss_that_is_no_number_names_the_files(
             return super().forward(logits, target) * (float("nan") if Poisoned.steps == 8 else 1)
 
     monkeypatch.setattr(recipes, "TverskyLoss", Poisoned)
-    samples = TrainingSamples(
-        open_dataset(str(tiny_folder)), "train", crop=(32, 32), augment=4, seed=0
-    )
+    recipe = replace(recipes.RECIPES["deck"], augment=4)
+    data = open_dataset(str(tiny_folder))
+    samples = TrainingSamples(data, "train", recipe, crop=(32, 32), seed=0)
     order = EpochOrder(len(samples), 4, seed=0)
     order.set_epoch(1)
     files = ", ".join(samples[key]["name"] for key in list(order)[2])

@@ -1,16 +1,20 @@
 """Samples, order, loader: all follows from (seed, epoch, index), whatever ranks and workers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from segmentation.data.samples import EpochOrder, TrainingSamples
 from segmentation.errors import BadInput
+from segmentation.recipes import RECIPES
 from train import make_loader
 
 CPU = torch.device("cpu")
 
-FAST = {"augmentation": "fast", "scale_range": (0.76, 1.32)}
+DECK = replace(RECIPES["deck"], augment=6)
+FAST = replace(RECIPES["fast"], augment=6)
 
 
 class Pairs:
@@ -29,8 +33,8 @@ class Pairs:
         return self.image(name)[:, :, 0] % 5
 
 
-def make_samples(crop=(24, 32), augment=6, **pairs):
-    return TrainingSamples(Pairs(**pairs), "train", crop=crop, augment=augment, seed=7)
+def make_samples(crop=(24, 32), recipe=DECK, **pairs):
+    return TrainingSamples(Pairs(**pairs), "train", recipe, crop=crop, seed=7)
 
 
 def equal(a, b):
@@ -59,7 +63,7 @@ def test_a_sample_repeats_for_its_key_and_differs_between_epochs_and_seeds(index
     samples = make_samples()
     assert equal(samples[3, index, 1], samples[3, index, 1])
     assert not equal(samples[3, index, 1], samples[4, index, 1])
-    other = TrainingSamples(Pairs(), "train", crop=(24, 32), augment=6, seed=8)
+    other = TrainingSamples(Pairs(), "train", DECK, crop=(24, 32), seed=8)
     assert not equal(samples[3, index, 1], other[3, index, 1])
 
 
@@ -68,7 +72,7 @@ def test_a_coarse_sample_is_the_same_view_at_half_the_size():
         def image(self, name):
             return super().image(name)[:8, :10].repeat(16, 0).repeat(16, 1)
 
-    samples = TrainingSamples(Blocks(), "train", crop=(64, 96), augment=6, seed=7, **FAST)
+    samples = TrainingSamples(Blocks(), "train", FAST, crop=(64, 96), seed=7)
     for index in range(16):
         fine, coarse = samples[1, index, 1], samples[1, index, 2]
         assert coarse["image"].shape == (3, 32, 48) and coarse["mask"].shape == (32, 48)
@@ -84,22 +88,15 @@ def test_the_scale_of_the_fast_recipe_is_what_was_asked_for():
             return np.broadcast_to(np.arange(50, dtype=np.uint8), (40, 50))
 
     for scale, seen in ((1, 24), (2, 12), (4, 6)):
-        samples = TrainingSamples(
-            Columns(),
-            "train",
-            crop=(16, 24),
-            augment=0,
-            seed=7,
-            augmentation="fast",
-            scale_range=(scale, scale),
-        )
+        recipe = replace(FAST, augment=0, scales=(scale, scale))
+        samples = TrainingSamples(Columns(), "train", recipe, crop=(16, 24), seed=7)
         assert all(
             len(samples[0, i, 1]["mask"].unique()) in (seen, seen + 1) for i in range(len(samples))
         )
 
 
 def test_samples_stay_as_large_as_a_model_takes():
-    samples = TrainingSamples(Pairs(), "train", crop=(70, 200), augment=6, seed=7, **FAST)
+    samples = TrainingSamples(Pairs(), "train", FAST, crop=(70, 200), seed=7)
     assert [samples[0, 0, divisor]["mask"].shape for divisor in (1, 2, 4)] == [
         (70, 200),
         (35, 100),
@@ -207,7 +204,7 @@ def test_bad_input_is_told_with_the_way_out():
         make_samples(crop=None, odd_one=(20, 30))
     assert make_samples(odd_one=(20, 30))[0, 3, 1]["mask"].shape == (24, 32)
     with pytest.raises(BadInput, match="'val' has no images"):
-        TrainingSamples(Pairs(), "val", crop=None, augment=0, seed=0)
+        TrainingSamples(Pairs(), "val", DECK, crop=None, seed=0)
     with pytest.raises(
         BadInput, match="9 training samples do not fill one batch of 10; use --batch-size 9 or less"
     ):

@@ -11,6 +11,7 @@ from torchvision.transforms import functional as V
 
 from segmentation.data.transforms import (
     Augmentation,
+    Light,
     draw_deck,
     draw_fast,
     draw_window,
@@ -20,7 +21,13 @@ from segmentation.data.transforms import (
 )
 
 SCALES = (0.76, 1.32)  # of the fast recipe
-draw_fast_scales = partial(draw_fast, scale_range=SCALES)
+draw_strong = partial(draw_fast, scale_range=SCALES, recoloured=1.0)
+
+
+def numbers_of(drawn):
+    """The numbers of an Augmentation or a Light, in one row."""
+    given = [each for each in astuple(drawn) if each is not None]
+    return np.hstack([np.hstack(each) if isinstance(each, tuple) else each for each in given])
 
 
 def random_pair(height, width, seed=0):
@@ -198,26 +205,33 @@ def test_draws_cover_their_ranges():
 
 
 def test_fast_draws_cover_their_ranges():
-    draws = [draw_fast(np.random.default_rng([0, 0, index]), SCALES) for index in range(2000)]
-    light = np.array([(draw.saturation, draw.contrast, draw.brightness) for draw in draws])
-    assert (light >= 0.7).all() and (light.min(0) < 0.71).all()
-    assert (light <= 1.3).all() and (light.max(0) > 1.29).all()
+    draws = [draw_strong(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    light = np.array([numbers_of(draw.light) for draw in draws])
+    highest = np.array([1.6, *[1.3] * 3, *[1.4] * 3])  # gamma, tint, and the other three
+    lowest = np.array([1 / 1.6, *[1 / 1.3] * 3, *[0.6] * 3])
+    assert (light >= lowest).all() and (light.min(0) < lowest + 0.01).all()
+    assert (light <= highest).all() and (light.max(0) > highest - 0.01).all()
+    assert (np.abs(np.log(light[:, :4]).mean(0)) < 0.03).all()  # as often darker as brighter
     assert abs(np.mean([draw.flip_horizontal for draw in draws]) - 0.5) < 0.05
+
+    generators = [np.random.default_rng([0, 0, index]) for index in range(2000)]
+    draws = [draw_fast(each, SCALES, 0.25).light for each in generators]
+    plain = np.array([numbers_of(light) for light in draws if light.gamma == 1])
+    assert abs(len(plain) / 2000 - 0.75) < 0.05 and (plain[:, :4] == 1).all()
+    assert plain[:, 4:].min() >= 0.7 and plain[:, 4:].max() <= 1.3
     for sizes in (SCALES, (1.0, 4.0)):
-        scales = [
-            draw_fast(np.random.default_rng([0, 0, index]), sizes).scale for index in range(2000)
-        ]
+        generators = (np.random.default_rng([0, 0, index]) for index in range(2000))
+        scales = [draw_fast(each, sizes, 0.0).scale for each in generators]
         assert sizes[0] <= min(scales) < 1.01 * sizes[0]
         assert 0.99 * sizes[1] < max(scales) <= sizes[1]
         assert abs(np.log(scales).mean() - np.log(sizes).mean()) < 0.03  # as often 1 / s as s
 
 
-@pytest.mark.parametrize("draw, numbers", [(draw_window, 2), (draw_deck, 5), (draw_fast_scales, 7)])
+@pytest.mark.parametrize("draw, numbers", [(draw_window, 2), (draw_deck, 5), (draw_strong, 11)])
 def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
-    drawn = [astuple(draw(np.random.default_rng([0, 0, index]))) for index in range(2000)]
-    table = np.array(
-        [np.hstack(row) for row in drawn]
-    ).T  # a row for each number, and one for each axis of position
+    drawn = [draw(np.random.default_rng([0, 0, index])) for index in range(2000)]
+    # A row for each number, and one for each axis of position.
+    table = np.array([numbers_of(each) for each in drawn]).T
     table = table[np.ptp(table, axis=1) > 0]
     assert len(table) == numbers
     assert np.abs(np.corrcoef(table) - np.eye(numbers)).max() < 0.1  # four standard deviations
@@ -228,14 +242,12 @@ def test_each_drawn_number_is_independent_of_the_others(draw, numbers):
     assert (positions < 1).all() and (positions.max(0) > 0.99).all()
 
 
-@pytest.mark.parametrize("draw", [draw_deck, draw_fast_scales])
+@pytest.mark.parametrize("draw", [draw_deck, draw_strong])
 def test_a_crop_is_the_part_of_the_view_where_it_lies(draw):
     # Odd: (2 i + 1) / 2 x 61 / h is no integer, so no centre lies on an edge.
     image, mask = random_pair(61, 91)
     for seed in range(100):
-        drawn = replace(
-            draw(np.random.default_rng(seed)), saturation=1.0, contrast=1.0, brightness=1.0
-        )
+        drawn = replace(draw(np.random.default_rng(seed)), light=None)
         view, labels = transform_pair(image, mask, drawn)
         # A crop of h has H - h + 1 places.
         top, left = (
@@ -302,18 +314,21 @@ def test_a_small_view_of_an_odd_source_does_not_shift():
 
 def test_light_by_hand_numbers():
     # Two pixels, red 200 and grey 100: greys 66.67 and 100, mean 83.33.
+    # Powers of 2: 255 x (200 / 255)^2 is 156.86, 255 x (100 / 255)^2 is 39.22.
     image = np.array([[[200, 0, 0], [100, 100, 100]]], np.uint8)
     mask = np.array([[0, 1]], np.uint8)
-    for draw, expected in (
-        (Augmentation(saturation=0.5), [[133, 33, 33], [100, 100, 100]]),
-        (Augmentation(contrast=0.5), [[142, 42, 42], [92, 92, 92]]),
-        (Augmentation(brightness=1.2), [[217, 17, 17], [117, 117, 117]]),
+    for light, expected in (
+        (Light(gamma=2.0), [[157, 0, 0], [39, 39, 39]]),
+        (Light(tint=(0.8, 1.1, 2.0)), [[160, 0, 0], [80, 110, 200]]),
+        (Light(saturation=0.5), [[133, 33, 33], [100, 100, 100]]),
+        (Light(contrast=0.5), [[142, 42, 42], [92, 92, 92]]),
+        (Light(brightness=1.2), [[217, 17, 17], [117, 117, 117]]),
     ):
-        view, labels = transform_pair(image, mask, draw)
+        view, labels = transform_pair(image, mask, Augmentation(light=light))
         assert view[:, 0].T.tolist() == expected and torch.equal(labels, torch.from_numpy(mask))
     # Greys 250 and 10, mean 130: 130 +- 1.3 x 120 is 286 and -26, beyond what a byte can hold.
     view, _ = transform_pair(
-        np.array([[[250] * 3, [10] * 3]], np.uint8), mask, Augmentation(contrast=1.3)
+        np.array([[[250] * 3, [10] * 3]], np.uint8), mask, Augmentation(light=Light(contrast=1.3))
     )
     assert view[:, 0].T.tolist() == [[255] * 3, [0] * 3]
 
@@ -325,17 +340,15 @@ def test_fast_draws_keep_image_and_mask_together():
     image = np.stack([mask * 20] * 3, -1)
     sizes = []
     for seed in range(300):
-        draw = draw_fast(np.random.default_rng(seed), SCALES)
+        draw = draw_strong(np.random.default_rng(seed))
         sizes.append(np.log2(draw.scale))
         assert not draw.flip_vertical
-        assert 0.7 <= min(draw.saturation, draw.contrast, draw.brightness) <= 1.3
-        view, labels = transform_pair(
-            image, mask, replace(draw, saturation=1.0, contrast=1.0, brightness=1.0), (64, 64)
-        )
+        view, labels = transform_pair(image, mask, replace(draw, light=None), (64, 64))
         inside = labels != 255
         agree = (view[0][inside].float() / 20).round() == labels[inside]
         assert agree.float().mean() > 0.7  # all but the blurred borders of the boxes
-    assert -0.4 <= min(sizes) < -0.38 and 0.38 < max(sizes) <= 0.4 and abs(np.mean(sizes)) < 0.04
+    assert -0.401 <= min(sizes) < -0.38 and 0.38 < max(sizes) <= 0.401
+    assert abs(np.mean(sizes)) < 0.04
 
 
 @pytest.mark.parametrize("crop", [(17, 26), (9, 11)])

@@ -85,8 +85,13 @@ def read_pair(
 
     if image_record is None or mask_record is None:
         return problems
-    facts = mask_record["counts"], mask_record["palette"]
-    return Pair(image_entry, mask_entry, image_record["digest"], *facts)
+    return Pair(
+        image_entry,
+        mask_entry,
+        image_record["digest"],
+        mask_record["counts"],
+        mask_record["palette"],
+    )
 
 
 def clashing_palettes(pairs: dict[str, Pair]) -> str:

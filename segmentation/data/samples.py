@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import BadInput
+from ..recipes import Recipe
 from .transforms import draw_deck, draw_fast, draw_window, transform_pair
 
 SMALLEST = 32  # side of a sample: models take no less
@@ -25,10 +26,8 @@ class TrainingSamples(Dataset):
     Args:
         data: anything with .splits (names), .image(name) -> uint8 H x W x 3 and .mask(name) ->
             uint8 labels.
+        recipe: says how many extra samples there are, what is augmented and how.
         crop: (h, w) of the random window that a sample shows; None: the images' size.
-        augment: how many extra samples there are.
-        augmentation: "deck" augments the extra samples, "fast" the images themselves too.
-        scale_range: smallest and largest scale of the fast augmentation.
 
     Raises:
         BadInput: if the split is empty, or its images differ in size and `crop` is None.
@@ -38,22 +37,21 @@ class TrainingSamples(Dataset):
         self,
         data: Any,
         split: str,
+        recipe: Recipe,
         *,
         crop: tuple[int, int] | None,
-        augment: int,
         seed: int,
-        augmentation: str = "deck",
-        scale_range: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.data = data
         self.names = data.splits[split]
         self.crop = crop
-        self.augment = augment
+        self.augment = recipe.augment
         self.seed = seed
-        fast = partial(draw_fast, scale_range=scale_range)
         # What draws the augmentation of an image itself, and that of an extra sample.
-        draws: dict[str, list[Callable]] = {"deck": [draw_window, draw_deck], "fast": [fast, fast]}
-        self.draw_image, self.draw_extra = draws[augmentation]
+        self.draw_image, self.draw_extra = draw_window, draw_deck
+        if recipe.augmentation == "fast":
+            fast = partial(draw_fast, scale_range=recipe.scales, recoloured=recipe.recoloured)
+            self.draw_image = self.draw_extra = fast
         if not self.names:
             raise BadInput(
                 f"the split {split!r} has no images; put some there or choose another split"

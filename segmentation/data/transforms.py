@@ -22,6 +22,17 @@ Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
+class Light:
+    """What happens to the colours of one image, in this order; the defaults leave them."""
+
+    gamma: float = 1.0  # power of each value as a share of 255
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor on each channel
+    saturation: float = 1.0  # factor on each pixel's distance from its grey
+    contrast: float = 1.0  # factor on each pixel's distance from the view's mean
+    brightness: float = 1.0  # factor on that mean
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What happens to one pair, in this order; the defaults leave it as it is."""
 
@@ -31,9 +42,7 @@ class Augmentation:
     central_crop: float = 1.0  # fraction of each side that is shown, resized to the full size
     position: tuple[float, float] = (0.5, 0.5)  # of the window: vertical, horizontal, in [0, 1)
     scale: float = 1.0  # the view's sides over the source's
-    saturation: float = 1.0  # factor on each pixel's distance from its grey
-    contrast: float = 1.0  # factor on each pixel's distance from the view's mean
-    brightness: float = 1.0  # factor on that mean
+    light: Light | None = None
 
 
 def draw_window(generator: Generator) -> Augmentation:
@@ -56,22 +65,26 @@ def draw_deck(generator: Generator) -> Augmentation:
     )
 
 
-def draw_fast(generator: Generator, scale_range: tuple[float, float]) -> Augmentation:
+def draw_fast(
+    generator: Generator, scale_range: tuple[float, float], recoloured: float
+) -> Augmentation:
     """The fast recipe's: a horizontal flip with p = 0.5, a scale, and changed light.
 
     The scale is log-uniform in scale_range; saturation, contrast and brightness are uniform in
-    [0.7, 1.3].
+    [0.7, 1.3]. The share `recoloured` of the samples has them in [0.6, 1.4], and a gamma and a tint
+    of each channel, log-uniform in [1 / 1.6, 1.6] and [1 / 1.3, 1.3].
     """
-    position = tuple(generator.random(2))
-    saturation, contrast, brightness = generator.uniform(0.7, 1.3, 3)
-    scale = np.exp(generator.uniform(*np.log(scale_range)))
+    strong = generator.random() < recoloured
+    reach = 0.4 if strong else 0.3
     return Augmentation(
         flip_horizontal=generator.random() < 0.5,
-        position=position,
-        scale=scale,
-        saturation=saturation,
-        contrast=contrast,
-        brightness=brightness,
+        position=tuple(generator.random(2)),
+        scale=np.exp(generator.uniform(*np.log(scale_range))),
+        light=Light(
+            1.6 ** (strong * generator.uniform(-1, 1)),
+            tuple(1.3 ** (strong * generator.uniform(-1, 1, 3))),
+            *generator.uniform(1 - reach, 1 + reach, 3),
+        ),
     )
 
 
@@ -146,7 +159,8 @@ def transform_pair(
     matrix = source_map(augmentation, size, crop)
     window, grid = _window_and_grid(size, matrix, crop)
     view = _sample_image(np.array(image[window]), grid, matrix)
-    view = change_light(augmentation, view)
+    if augmentation.light:
+        view = change_light(augmentation.light, view)
     if mask.shape != size:
         ratio = np.divide(mask.shape, size)
         matrix = matrix * ratio[::-1, None]
@@ -155,15 +169,15 @@ def transform_pair(
     return view.add_(0.5).to(torch.uint8), labels
 
 
-def change_light(augmentation: Augmentation, view: Tensor) -> Tensor:
-    """Saturation, contrast, then brightness: float 3 x h x w in [0, 255] -> the same."""
-    if (augmentation.saturation, augmentation.contrast, augmentation.brightness) == (1, 1, 1):
-        return view  # the sums below would round it
+def change_light(light: Light, view: Tensor) -> Tensor:
+    """float 3 x h x w in [0, 255] -> the same."""
+    white = 255 * torch.tensor(light.tint, dtype=view.dtype)
+    view = (view / 255).pow_(light.gamma).mul_(white[:, None, None])
     grey = view.mean(0, keepdim=True)
     mean = view.mean()
-    view = torch.lerp(grey, view, augmentation.saturation)
-    view.sub_(mean).mul_(augmentation.contrast)
-    return view.add_(mean * augmentation.brightness).clamp_(0, 255)
+    view = torch.lerp(grey, view, light.saturation)
+    view.sub_(mean).mul_(light.contrast)
+    return view.add_(mean * light.brightness).clamp_(0, 255)
 
 
 def _copy_window(

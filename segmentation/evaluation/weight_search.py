@@ -49,8 +49,7 @@ class SideBySide(nn.ModuleList):
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        outputs = [member(image).float().log_softmax(1) for member in self]
-        return torch.cat(outputs, dim=1)
+        return torch.cat([member(image).float().log_softmax(1) for member in self], dim=1)
 
 
 def candidate_weights(members: int) -> Tensor:
@@ -243,8 +242,7 @@ def gain_interval(
         ious, _ = class_scores(sums)
         first, second = ious.nanmean(-1).T
         differences.append(first - second)
-    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.cat(differences).nanquantile(bounds).tolist()
+    low, high = np.nanquantile(torch.cat(differences), (0.025, 0.975)).tolist()
     ious, _ = class_scores(pairs.sum(0))
     own, other = ious.nanmean(-1).tolist()
     return own - other, low, high

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from html import escape
 
 from PIL import Image
@@ -106,7 +107,7 @@ def figure(picture: Picture, name: str, entries: Entries) -> str:
     image = next(image for image in entry.scores["images"] if image["name"] == name)
     score = f"mIoU {format_score(image['miou'])}, mPA {format_score(image['mpa'])}"
     title, heading, by = f"{name}: {score}", "prediction", ""
-    if len(entries) > 1:
+    if model:
         title = f"{name}, {model}: {score}"
         heading, by = f"<b>{escape(model)}</b>", f" by {model}"
     caption, alt = {
@@ -180,7 +181,7 @@ def run_section(entries: Entries, evaluation: dict[str, str]) -> str:
             f"<details><summary>All settings of {escape(column.label)}</summary>"
             f"<pre>{escape(json.dumps(settings, indent=1))}</pre></details>\n"
         )
-    rows = [[escape(text) for text in fact] for fact in evaluation.items()]
+    rows = [[*map(escape, fact)] for fact in evaluation.items()]
     return f"{html}<h3>This report</h3>{scrollable_table('This report', [], rows, 'facts')}"
 
 
@@ -200,12 +201,14 @@ def run_facts(entry: Entry) -> dict[str, str]:
         recipe = f"{meta['epoch']} epochs, batch {args['batch_size']}, learning rate {args['lr']}"
     elif "checkpoints" in args:
         recipe = f"weighted average of {in_words(args['checkpoints'])}"
-    hardware = software = code = "unknown"
+    hardware = software = code = took = "unknown"
     if machine := meta.get("environment"):
         hardware = hardware_of(machine)
         software = f"torch {machine['torch']}, Python {machine['python']}"
         code = machine.get("code", code)  # older checkpoints name none
-    seconds, weights = meta.get("seconds"), meta.get("encoder_weights")
+    if seconds := meta.get("seconds"):
+        took = str(timedelta(seconds=round(seconds)))
+    weights = meta.get("encoder_weights")
     scored = [image["name"] for image in entry.scores["images"]]
     seen = count_seen(scored, trained_on(meta))
     return {
@@ -219,7 +222,7 @@ def run_facts(entry: Entry) -> dict[str, str]:
         "seed": str(args.get("seed", "none")),
         "encoder weights": in_words(weights) if weights else "none: trained from random numbers",
         "scored here, seen before": f"{seen} of {len(scored)} images, by name",
-        "training time": "unknown" if seconds is None else duration(seconds),
+        "training time": took,
         "hardware": hardware,
         "software": software,
         "code": code,
@@ -235,14 +238,6 @@ def in_words(value: object) -> str:
             return f"{len(value)} of them"
         return ", ".join(map(in_words, value))
     return "none" if value is None else str(value)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def score_cells(values: Sequence, best: Callable = max) -> list[str]:

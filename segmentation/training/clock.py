@@ -94,9 +94,8 @@ class Clock:
 
     def save_is_due(self) -> bool:
         """Whether the last save is longer ago than was asked for, by the last poll."""
-        if self.save_minutes is None:
-            return False
-        return self.agreed - self.last_save >= 60 * self.save_minutes
+        minutes = self.save_minutes
+        return minutes is not None and self.agreed - self.last_save >= 60 * minutes
 
     def saved(self) -> None:
         """Note that a checkpoint was written, by the time of the last poll."""

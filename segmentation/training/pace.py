@@ -3,7 +3,7 @@
 import math
 import time
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,14 +65,12 @@ def fit_recipe(
 
     samples = max(LEAST_SAMPLES, round(SAMPLES_PER_SCORE * scored))
     fitted = replace(for_time(recipe, passes), augment=max(0, samples - len(names)))
-    own = asdict(recipe)
-    fitted = replace(fitted, **{name: own[name] for name in args.given})
+    fitted = replace(fitted, **{name: getattr(recipe, name) for name in args.given})
     shown = (*LONGER, "batch_size", "augment")
     chosen = [f"{name} {as_text(getattr(fitted, name))}" for name in shown]
-    chosen.append(f"amp {args.amp}")
     say(
         f"recipe: {speed:.3g} images/s at full size, {passes:.3g} passes over {images}: "
-        f"{', '.join(chosen)}"
+        f"{', '.join(chosen)}, amp {args.amp}"
     )
     return fitted, scored / (SCORING_SPEEDUP * speed)
 

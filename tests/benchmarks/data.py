@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ except ImportError:
 
 ROUNDS, IMAGES, BATCH, STEPS = 7, 32, 8, 8
 LIGHT, SCALES = (0.7, 1.3), (0.76, 1.32)  # of the fast recipe
-SAMPLES: dict[str, dict] = {"deck": {}, "fast": {"augmentation": "fast", "scale_range": SCALES}}
 BILINEAR, OUTSIDE = v2.InterpolationMode.BILINEAR, {tv_tensors.Image: 0, tv_tensors.Mask: 255}
 
 Prepare = Callable[[int], Any]  # the number of an image -> a sample
@@ -106,7 +106,8 @@ def main() -> None:
 
 def prepare_ours(data: SegmentationDataset, recipe: str, shrink: int) -> Prepare:
     """Augmented samples alone; keys like those of the sampler."""
-    samples = TrainingSamples(data, "train", crop=None, augment=10**6, seed=0, **SAMPLES[recipe])
+    many = replace(RECIPES[recipe], augment=10**6)
+    samples = TrainingSamples(data, "train", many, crop=None, seed=0)
     keys = iter(range(len(samples.names), len(samples)))
     return lambda _: samples[0, next(keys), shrink]
 
@@ -191,7 +192,8 @@ def loader_of(data: SegmentationDataset, workers: int) -> Callable[[], int]:
 
 
 def loader(data: SegmentationDataset, workers: int) -> torch.utils.data.DataLoader:
-    samples = TrainingSamples(data, "train", crop=None, augment=1200, seed=0, **SAMPLES["fast"])
+    recipe = replace(RECIPES["fast"], augment=1200)
+    samples = TrainingSamples(data, "train", recipe, crop=None, seed=0)
     order = EpochOrder(3 * STEPS * BATCH, BATCH, seed=0)
     order.set_epoch(0, divisor_at=lambda step: 2)
     return make_loader(samples, order, workers, torch.device("cpu"))
