@@ -171,8 +171,9 @@ def transform_pair(
 
 def change_light(light: Light, view: Tensor) -> Tensor:
     """float 3 x h x w in [0, 255] -> the same."""
-    white = 255 * torch.tensor(light.tint, dtype=view.dtype)
-    view = (view / 255).pow_(light.gamma).mul_(white[:, None, None])
+    if light.gamma != 1:  # a power takes ten times as long as the rest
+        view = (view / 255).pow_(light.gamma).mul_(255)
+    view = view * view.new_tensor(light.tint)[:, None, None]
     grey = view.mean(0, keepdim=True)
     mean = view.mean()
     view = torch.lerp(grey, view, light.saturation)
